@@ -1,0 +1,188 @@
+"""Loaded code objects, their kernels, and the launch."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hipattn.errors import ArgumentError, ClosedError
+from hipattn.runtime import bindings
+from hipattn.runtime.bindings import check
+from hipattn.runtime.device import Device
+from hipattn.runtime.release import release
+from hipattn.runtime.stream import Stream
+
+__all__ = ["Arguments", "Kernel", "LaunchConfig", "Module"]
+
+Dim3 = tuple[int, int, int]
+
+# Keys of the `extra` array of hipModuleLaunchKernel (hip_runtime_api.h).
+_BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 3
+
+
+class Arguments(ctypes.Structure):
+    """A kernel's arguments: one struct, passed by value. Derive from it and give `_fields_`.
+
+    The block that HIP takes is laid out once per object, so a launch with an object that was launched before costs
+    one call. HIP copies the bytes during the call: fields may be changed for the next launch at once.
+    """
+
+    @cached_property
+    def extra(self) -> Any:
+        """The `extra` array of ``hipModuleLaunchKernel``."""
+        self._size = ctypes.c_size_t(ctypes.sizeof(self))
+        return (ctypes.c_void_p * 5)(
+            _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(self._size), _END
+        )
+
+
+def _dim3(name: str, value: int | tuple[int, ...]) -> Dim3:
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ArgumentError(f"{name} is {value!r}; it takes 1 to 3 integers of 1 or more")
+    return (*sizes, 1, 1)[:3]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, init=False)
+class LaunchConfig:
+    """How many blocks of how many threads a launch has, and each block's dynamic LDS in bytes.
+
+    Parameters
+    ----------
+    grid, block
+        One to three sizes: blocks in the grid, threads in a block.
+    shmem_size
+        Dynamic LDS of a block in bytes.
+
+    Raises
+    ------
+    ArgumentError
+        A size is not a positive integer, or a block has more than 1024 threads.
+    """
+
+    grid: Dim3
+    block: Dim3
+    shmem_size: int
+
+    def __init__(self, grid: int | tuple[int, ...], block: int | tuple[int, ...], shmem_size: int = 0) -> None:
+        object.__setattr__(self, "grid", _dim3("grid", grid))
+        object.__setattr__(self, "block", _dim3("block", block))
+        threads = self.block[0] * self.block[1] * self.block[2]
+        if threads > 1024:
+            raise ArgumentError(f"block is {block!r}, {threads} threads; a block has at most 1024")
+        if shmem_size < 0:
+            raise ArgumentError(f"shmem_size is {shmem_size}; it takes 0 or more bytes")
+        object.__setattr__(self, "shmem_size", shmem_size)
+
+
+class Kernel:
+    """A kernel of a loaded module. Made by `Module.kernel`."""
+
+    def __init__(self, module: Module, name: str, arguments: type[Arguments]) -> None:
+        self.module = module  # a module stays loaded while a kernel of it is referenced
+        self.name = name
+        self.arguments = arguments
+        self._function = check(
+            bindings.hip.hipModuleGetFunction(module.native, name.encode()), "hipModuleGetFunction", kernel=name
+        )
+
+    def launch(self, stream: Stream, config: LaunchConfig, arguments: Arguments) -> None:
+        """Add a launch to `stream`.
+
+        The memory that the arguments point to must stay allocated until the kernel has run: tell its buffers with
+        `DeviceBuffer.used_on`.
+
+        Raises
+        ------
+        ArgumentError
+            The arguments are not of the struct that the kernel takes.
+        HipError
+            The launch is refused, or, with HIPATTN_SYNC, the kernel fails.
+        """
+        if type(arguments) is not self.arguments:
+            raise ArgumentError(
+                f"arguments is {type(arguments).__name__}; kernel {self.name} takes {self.arguments.__name__}"
+            )
+        grid, block = config.grid, config.block
+        status = bindings.hip.hipModuleLaunchKernel(
+            self._function, *grid, *block, config.shmem_size, stream.native, None, arguments.extra
+        )[0]
+        if not status and stream.sync_each:
+            status = bindings.hip.hipStreamSynchronize(stream.native)[0]
+        if status:
+            raise bindings.failure(
+                status, "hipModuleLaunchKernel", kernel=self.name, grid=grid, block=block, lds=config.shmem_size
+            )
+
+    def attribute(self, name: str) -> int:
+        """Return an attribute that the runtime knows, for example ``"NUM_REGS"`` or ``"SHARED_SIZE_BYTES"``."""
+        which = getattr(bindings.hip.hipFunction_attribute, f"HIP_FUNC_ATTRIBUTE_{name}")
+        return int(check(bindings.hip.hipFuncGetAttribute(which, self._function), "hipFuncGetAttribute", name=name))
+
+    def __repr__(self) -> str:
+        return f"<Kernel {self.name}>"
+
+
+class Module:
+    """A code object loaded on a device.
+
+    Parameters
+    ----------
+    image
+        The code object: an ELF file, compiled for the device's architecture.
+    device
+        Default: device 0.
+
+    Raises
+    ------
+    HipError
+        The image is no code object, or one for another architecture.
+    """
+
+    def __init__(self, image: bytes, device: Device | None = None) -> None:
+        self._native: Any = None
+        self.device = device or Device(0)
+        self.device.use()
+        self._native = check(bindings.hip.hipModuleLoadData(image), "hipModuleLoadData", bytes=len(image))
+
+    @property
+    def native(self) -> Any:
+        """The hip-python object.
+
+        Raises
+        ------
+        ClosedError
+            The module was closed.
+        """
+        if self._native is None:
+            raise ClosedError("the module is closed")
+        return self._native
+
+    def kernel(self, name: str, arguments: type[Arguments]) -> Kernel:
+        """Return the kernel of that (lowered) name, which takes one `arguments` struct by value.
+
+        Raises
+        ------
+        HipError
+            The module has no such kernel.
+        """
+        return Kernel(self, name, arguments)
+
+    def close(self) -> None:
+        """Unload the module, after the device's work. Closing twice does nothing."""
+        native, self._native = self._native, None
+        if native is not None:
+            self.device.sync()
+            check(bindings.hip.hipModuleUnload(native), "hipModuleUnload")
+
+    def __enter__(self) -> Module:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_native", None) is not None:
+            release(self.close)

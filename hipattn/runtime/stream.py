@@ -1,0 +1,144 @@
+"""Streams: work that a device does in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hipattn import config
+from hipattn.errors import ArgumentError, ClosedError
+from hipattn.runtime import bindings
+from hipattn.runtime.bindings import check
+from hipattn.runtime.device import Device
+from hipattn.runtime.event import Event
+from hipattn.runtime.release import release
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """A queue of work on a device. Work in one stream runs in order; between streams, only events order it.
+
+    Operations return before the device has done them: read results after `sync`.
+
+    Parameters
+    ----------
+    device
+        Default: device 0.
+
+    Attributes
+    ----------
+    device : Device
+    handle : int
+        HIP's ``hipStream_t``; 0 is the null stream.
+    sync_each : bool
+        Whether each launch is synchronised (HIPATTN_SYNC).
+    """
+
+    def __init__(self, device: Device | None = None) -> None:
+        self._native: Any = None
+        self._owned = False
+        self.closed = True  # until there is something to close
+        self.device = device or Device(0)
+        self.sync_each: bool = config.get("HIPATTN_SYNC")
+        self.device.use()
+        # Non-blocking: not ordered with the null stream, which other libraries use.
+        flags = bindings.hip.hipStreamNonBlocking
+        self._native = check(bindings.hip.hipStreamCreateWithFlags(flags), "hipStreamCreateWithFlags")
+        self._owned = True
+        self.closed = False
+
+    @classmethod
+    def from_handle(cls, handle: int, device: Device | None = None) -> Stream:
+        """Wrap a stream that another library made (torch's ``torch.cuda.current_stream().cuda_stream``).
+
+        It must outlive the object, which never destroys it. 0 is the null stream.
+        """
+        self = cls.__new__(cls)
+        self.device = device or Device(0)
+        self.sync_each = config.get("HIPATTN_SYNC")
+        self._native = bindings.hip.ihipStream_t.fromPyobj(handle) if handle else None
+        self._owned = False
+        self.closed = False
+        return self
+
+    @property
+    def native(self) -> Any:
+        """The hip-python object, None for the null stream.
+
+        Raises
+        ------
+        ClosedError
+            The stream was closed.
+        """
+        if self.closed:
+            raise ClosedError("the stream is closed")
+        return self._native
+
+    @property
+    def handle(self) -> int:
+        """HIP's ``hipStream_t`` as a number."""
+        return int(self.native) if self.native is not None else 0
+
+    def sync(self) -> None:
+        """Wait on the host until all work in the stream has completed.
+
+        Raises
+        ------
+        HipError
+            Work in the stream, or earlier on the device, failed.
+        """
+        check(bindings.hip.hipStreamSynchronize(self.native), "hipStreamSynchronize")
+
+    @property
+    def done(self) -> bool:
+        """Whether all work in the stream has completed."""
+        status = bindings.hip.hipStreamQuery(self.native)[0]
+        if status and status.name != "hipErrorNotReady":
+            raise bindings.failure(status, "hipStreamQuery")
+        return not status
+
+    def record(self, event: Event | None = None) -> Event:
+        """Set `event` (by default a new one) after the work that is in the stream now, and return it."""
+        if event is None:
+            event = Event(self.device)
+        check(bindings.hip.hipEventRecord(event.native, self.native), "hipEventRecord")
+        return event
+
+    def wait(self, other: Event | Stream) -> None:
+        """Make work that is added from now on wait for an event, or for all work now in another stream."""
+        if isinstance(other, Event):
+            check(bindings.hip.hipStreamWaitEvent(self.native, other.native, 0), "hipStreamWaitEvent")
+        elif isinstance(other, Stream):
+            with Event(other.device, timing=False) as event:
+                self.wait(other.record(event))
+        else:
+            raise ArgumentError(f"other is {type(other).__name__}; it takes an Event or a Stream")
+
+    def close(self) -> None:
+        """Wait for the stream's work and destroy it. Closing twice does nothing."""
+        if self.closed:
+            return
+        try:
+            self.sync()
+        finally:
+            self.closed = True
+            native, self._native = self._native, None
+            if self._owned:
+                check(bindings.hip.hipStreamDestroy(native), "hipStreamDestroy")
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return (0, handle): the protocol that libraries exchange streams with."""
+        return 0, self.handle
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True) and self._owned:
+            release(self.close)
+
+    def __repr__(self) -> str:
+        return f"<Stream closed>" if self.closed else f"<Stream {self.handle:#x} on device {self.device.index}>"
