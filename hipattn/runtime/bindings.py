@@ -107,6 +107,7 @@ def _explain(status: Any) -> str:
         return ""
     else:
         text = _hiprtc.hiprtcGetErrorString(status)
+    text = text[-1] if isinstance(text, tuple) else text
     text = text.decode() if isinstance(text, bytes) else str(text)
     return f": {text}" if text else ""
 

@@ -39,7 +39,7 @@ class Stream:
         self._owned = False
         self.closed = True  # until there is something to close
         self.device = device or Device(0)
-        self.sync_each: bool = config.get("HIPATTN_SYNC")
+        self._settings()
         self.device.use()
         # Non-blocking: not ordered with the null stream, which other libraries use.
         flags = bindings.hip.hipStreamNonBlocking
@@ -55,15 +55,19 @@ class Stream:
         """
         self = cls.__new__(cls)
         self.device = device or Device(0)
-        self.sync_each = config.get("HIPATTN_SYNC")
+        self._settings()
         self._native = bindings.hip.ihipStream_t.fromPyobj(handle) if handle else None
         self._owned = False
         self.closed = False
         return self
 
+    def _settings(self) -> None:
+        self.sync_each: bool = config.get("HIPATTN_SYNC")
+        self._one_of_many = Device.count() > 1
+
     @property
     def native(self) -> Any:
-        """The hip-python object, None for the null stream.
+        """The hip-python object, None for the null stream. Makes the stream's device current if there are several.
 
         Raises
         ------
@@ -72,6 +76,8 @@ class Stream:
         """
         if self.closed:
             raise ClosedError("the stream is closed")
+        if self._one_of_many:
+            self.device.use()
         return self._native
 
     @property
@@ -141,4 +147,4 @@ class Stream:
             release(self.close)
 
     def __repr__(self) -> str:
-        return f"<Stream closed>" if self.closed else f"<Stream {self.handle:#x} on device {self.device.index}>"
+        return "<Stream closed>" if self.closed else f"<Stream {self.handle:#x} on device {self.device.index}>"

@@ -1,0 +1,46 @@
+"""From a specialisation to a kernel that can be launched, compiled at most once."""
+
+from __future__ import annotations
+
+import threading
+
+from hipattn.compiler.cache import DiskCache
+from hipattn.compiler.code_object import check_arguments
+from hipattn.compiler.program import Program
+from hipattn.compiler.specialise import Specialisation
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Kernel, Module
+
+__all__ = ["load"]
+
+_loaded: dict[tuple[int, Specialisation], Kernel] = {}
+_lock = threading.Lock()
+
+
+def load(specialisation: Specialisation, device: Device) -> Kernel:
+    """Return the kernel, from memory, from the disk cache, or compiled now.
+
+    Raises
+    ------
+    CompileError
+        The source does not compile for the device's architecture.
+    HipError
+        The code object cannot be loaded, or does not take the argument struct.
+    """
+    key = device.index, specialisation
+    kernel = _loaded.get(key)
+    if kernel is None:
+        with _lock:
+            kernel = _loaded.get(key)
+            if kernel is None:
+                kernel = _loaded[key] = _build(specialisation, device)
+    return kernel
+
+
+def _build(specialisation: Specialisation, device: Device) -> Kernel:
+    program = Program(
+        specialisation.render(device.arch), f"{specialisation.name}.hip", headers=specialisation.headers()
+    )
+    code = program.compile(device.arch, DiskCache())
+    check_arguments(code.image, specialisation.kernel, specialisation.arguments)
+    return Module(code.image, device).kernel(specialisation.kernel, specialisation.arguments)

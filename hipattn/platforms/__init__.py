@@ -1,0 +1,1 @@
+"""Which libraries hip-python opens: ROCm's, or ours over other hardware."""
