@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hipattn.compiler.cache import DiskCache
+from hipattn.compiler.target import wave_size
 from hipattn.errors import CompileError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
@@ -88,11 +89,14 @@ class Program:
 
         Raises
         ------
+        ArgumentError
+            `arch` is not known.
         CompileError
             The source does not compile.
         HipError
             hiprtc fails in another way.
         """
+        wave_size(arch)  # refuses an unknown arch; the compiler's own log is empty then
         options = (f"--offload-arch={arch}", *self.options)
         key = ""
         if cache is not None and not self.name_expressions:
@@ -131,7 +135,7 @@ class Program:
             lowered = {e: _lowered(native, e) for e in self.name_expressions}
             return CodeObject(bytes(image), arch, lowered)
         finally:
-            check(rtc.hiprtcDestroyProgram(native), "hiprtcDestroyProgram")
+            check(rtc.hiprtcDestroyProgram(native.createRef()), "hiprtcDestroyProgram")
 
 
 def _log(native: Any) -> str:

@@ -1,17 +1,17 @@
-"""The GPU architectures that hipattn compiles for."""
+"""The GPU architectures that AMD's compiler knows and hipattn can target."""
 
 from __future__ import annotations
-
-import re
 
 from hipattn.errors import ArgumentError
 
 __all__ = ["ARCHS", "wave_size"]
 
-ARCHS = (
-    *("gfx906", "gfx908", "gfx90a", "gfx942", "gfx950"),
-    *("gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1200", "gfx1201"),
+_WAVE64 = ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx90c", "gfx942", "gfx950")
+_WAVE32 = (
+    *("gfx1010", "gfx1011", "gfx1012", "gfx1030", "gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"),
+    *("gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153", "gfx1200", "gfx1201"),
 )
+ARCHS = (*_WAVE64, *_WAVE32)
 
 
 def wave_size(arch: str) -> int:
@@ -22,7 +22,6 @@ def wave_size(arch: str) -> int:
     ArgumentError
         `arch` is not the name of an AMD GPU architecture.
     """
-    match = re.fullmatch(r"gfx(\d+)[0-9a-f]{2}", arch)
-    if not match:
-        raise ArgumentError(f"arch is {arch!r}; it takes the name of an AMD GPU architecture, for example gfx942")
-    return 64 if int(match[1]) < 10 else 32
+    if arch not in ARCHS:
+        raise ArgumentError(f"arch is {arch!r}; accepted: {', '.join(ARCHS)}")
+    return 64 if arch in _WAVE64 else 32
