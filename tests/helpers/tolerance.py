@@ -1,8 +1,8 @@
 """How far a result may be from float64, by dtype.
 
 Attention is right when its error is at most twice that of the same formula evaluated in the input dtype.
-Chance can make that error tiny where an output has few elements, so the bound is never below `FLOOR`, relative
-to the largest output: for float16 and bfloat16 twice what rounding that output costs, for float32 1e-5.
+Chance can make that error tiny where an output has few elements, so the bound is never below `FLOOR`,
+relative to the largest output: for float16 and bfloat16 twice what rounding it costs, for float32 1e-5.
 """
 
 from __future__ import annotations

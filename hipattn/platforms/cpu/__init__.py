@@ -21,7 +21,6 @@ from hipattn.platforms.build import Library, build, compiler, compiler_environme
 __all__ = ["fingerprint", "libraries"]
 
 SOURCE = Path(__file__).parent / "src"
-_RUNTIME = ("fault", "memory", "stream", "executor", "module", "hip_api")
 
 
 def libraries() -> Mapping[str, Path]:
@@ -41,7 +40,8 @@ def libraries() -> Mapping[str, Path]:
     os.environ["HIPATTN_CPU_CXX_COMMAND"] = shlex.join(compiler())
     os.environ["HIPATTN_CPU_DEVICE_INCLUDE"] = str(SOURCE / "device")
     os.environ.update(compiler_environment())
-    runtime = Library("libamdhip64.so", tuple(SOURCE / f"{stem}.cpp" for stem in _RUNTIME))
+    over_runtime = {SOURCE / "hiprtc.cpp", SOURCE / "hipblas.cpp"}
+    runtime = Library("libamdhip64.so", tuple(sorted(set(SOURCE.glob("*.cpp")) - over_runtime)))
     hiprtc = Library("libhiprtc.so", (SOURCE / "hiprtc.cpp",), links=(runtime.soname,))
     hipblas = Library("libhipblas.so", (SOURCE / "hipblas.cpp",), links=(runtime.soname,))
     inputs = [path for path in SOURCE.rglob("*") if path.suffix in (".cpp", ".h")]
