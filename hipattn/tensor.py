@@ -148,6 +148,29 @@ class DeviceTensor:
             self.buffer.used_on(stream)
             stream.sync()
 
+    def copy_from(self, array: npt.ArrayLike, *, stream: Stream | None = None) -> None:
+        """Overwrite the elements with those of a host array of the same shape. Synchronises `stream`.
+
+        Elements between a strided view's own are left as they are.
+
+        Raises
+        ------
+        ArgumentError
+            The array has another shape.
+        """
+        host = np.asarray(array)
+        if host.shape != self.shape:
+            raise ArgumentError(f"array has shape {host.shape}; the tensor takes {self.shape}")
+        where = stream or self.buffer.stream
+        if self.is_contiguous:
+            self._upload(np.ascontiguousarray(host, self.dtype), where)
+            return
+        around = self._view((self._span(),), (1,), self.offset)
+        flat = around.numpy(stream=stream)
+        steps = tuple(step * self.dtype.itemsize for step in self.strides)
+        np.lib.stride_tricks.as_strided(flat, self.shape, steps)[...] = host
+        around._upload(flat, where)
+
     def numpy(self, *, stream: Stream | None = None) -> npt.NDArray[Any]:
         """Copy the tensor to the host. Synchronises first: with `stream`, or with every stream that used the memory.
 

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from hipattn.errors import ArgumentError
 
-__all__ = ["attention", "attention_varlen", "causal_mask", "softmax_rows"]
+__all__ = ["attention", "attention_varlen", "causal_mask", "softmax_rows", "weighted_sum"]
 
 Array: TypeAlias = NDArray[Any]
 Window: TypeAlias = tuple[int | None, int | None]
@@ -165,7 +165,7 @@ def attention(
 
             score = np.where(seen, rounded(score), -np.inf)
             weights, lse[b, h] = softmax_rows(score, sink=None if sink is None else float(sink[h]))
-            out[b, h] = _weighted_sum(rounded(weights), v[b, h_kv].astype(work), score != -np.inf)
+            out[b, h] = weighted_sum(rounded(weights), v[b, h_kv].astype(work), score != -np.inf)
 
     if layout == "bshd":
         out = out.swapaxes(1, 2)
@@ -291,8 +291,19 @@ def softmax_rows(scores: Array, *, sink: float | None = None) -> tuple[Array, Ar
         return probabilities, (np.log(total) + shift)[..., 0]
 
 
-def _weighted_sum(weights: Array, v: Array, seen: NDArray[np.bool_]) -> Array:
-    """Sum the value rows that each query sees. Its weight of the others is 0, but 0 * NaN is not."""
+def weighted_sum(weights: Array, v: Array, seen: NDArray[np.bool_]) -> Array:
+    """Sum the value rows that each query sees. Its weight of the others is 0, but 0 * NaN is not.
+
+    Parameters
+    ----------
+    weights : array, [seq_q, seq_k]
+    v : array, [seq_k, value_dim]
+    seen : bool array, [seq_q, seq_k]
+
+    Returns
+    -------
+    out : array, [seq_q, value_dim]
+    """
     finite = np.isfinite(v)
     out: Array = weights @ np.where(finite, v, 0)
     for key in np.flatnonzero(~finite.all(axis=1)):

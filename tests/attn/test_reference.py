@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hipattn.attention.reference import attention, attention_varlen, causal_mask, softmax_rows
+from hipattn.attn.reference import attention, attention_varlen, causal_mask, softmax_rows
 from hipattn.errors import ArgumentError
 from tests.helpers.mismatch import assert_close, mismatch_report
 from tests.helpers.tolerance import DTYPES, EPSILON, attention_bound, magnitude

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from hipattn.attention.reference import attention
+from hipattn.attn.reference import attention
 
 __all__ = ["BFLOAT16", "DTYPES", "EPSILON", "FLOOR", "attention_bound", "magnitude"]
 
@@ -36,7 +36,7 @@ def attention_bound(
     expected : ndarray, optional
         The float64 result, where it is at hand.
     **options
-        What `hipattn.attention.reference.attention` takes.
+        What `hipattn.attn.reference.attention` takes.
     """
     options = {name: value for name, value in options.items() if name not in ("return_lse", "dtype")}
     if expected is None:

@@ -1,0 +1,48 @@
+"""Attention for AMD GPUs from Python, compiled at run time.
+
+``hipattn.attention(q, k, v, causal=True)`` is the front door; `HipAttentionKernels` offers its stages one by one,
+`KVCache` keeps keys and values between calls, and `Device`, `Stream`, `DeviceTensor` manage the GPU underneath.
+"""
+
+from importlib.metadata import version
+
+from hipattn.attn.functional import attention
+from hipattn.attn.kv_cache import KVCache
+from hipattn.attn.staged import HipAttentionKernels
+from hipattn.errors import (
+    ArgumentError,
+    CacheFullError,
+    ClosedError,
+    CompileError,
+    ConfigError,
+    HipattnError,
+    HipError,
+    PlatformError,
+)
+from hipattn.runtime import Blas, Device, DeviceBuffer, Event, Kernel, LaunchConfig, Module, Stream
+from hipattn.tensor import DeviceTensor
+
+__version__ = version("hipattn")
+
+__all__ = [
+    "ArgumentError",
+    "Blas",
+    "CacheFullError",
+    "ClosedError",
+    "CompileError",
+    "ConfigError",
+    "Device",
+    "DeviceBuffer",
+    "DeviceTensor",
+    "Event",
+    "HipAttentionKernels",
+    "HipError",
+    "HipattnError",
+    "KVCache",
+    "Kernel",
+    "LaunchConfig",
+    "Module",
+    "PlatformError",
+    "Stream",
+    "attention",
+]

@@ -1,0 +1,1 @@
+"""Attention: the function, the staged pipeline, the KV cache, and the NumPy oracle."""

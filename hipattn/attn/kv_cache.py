@@ -1,0 +1,174 @@
+"""The key and value cache of a model's layers."""
+
+from __future__ import annotations
+
+import numpy.typing as npt
+
+from hipattn.errors import ArgumentError, CacheFullError
+from hipattn.kernels import kv_append
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import BFLOAT16, DeviceTensor
+
+__all__ = ["KVCache"]
+
+
+class KVCache:
+    """Keys and values of past tokens, per layer, in device memory that is allocated once.
+
+    All sequences of the batch have the same length; each layer has its own, so that layers may be appended to one
+    after the other.
+
+    Parameters
+    ----------
+    layers, batch, capacity, heads_kv, head_dim
+        Sizes, 1 or more. `capacity` is the number of tokens that each sequence can hold.
+    value_dim
+        Size of a value. Default: `head_dim`.
+    dtype
+        float32, float16 or bfloat16.
+    stream
+        Orders the allocation. Default: the default stream of device 0.
+
+    Raises
+    ------
+    ArgumentError
+        A size is not a positive integer, or the dtype is not accepted.
+    HipError
+        The device has too little memory; nothing stays allocated.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        capacity: int,
+        heads_kv: int,
+        head_dim: int,
+        *,
+        value_dim: int | None = None,
+        dtype: npt.DTypeLike = BFLOAT16,
+        stream: Stream | None = None,
+    ) -> None:
+        value_dim = head_dim if value_dim is None else value_dim
+        sizes = {
+            "layers": layers,
+            "batch": batch,
+            "capacity": capacity,
+            "heads_kv": heads_kv,
+            "head_dim": head_dim,
+            "value_dim": value_dim,
+        }
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ArgumentError(f"{name} is {size!r}; it takes an integer of 1 or more")
+        self.batch, self.capacity, self.heads_kv = batch, capacity, heads_kv
+        self.head_dim, self.value_dim = head_dim, value_dim
+        rows = (layers, batch, capacity, heads_kv)
+        self._keys = DeviceTensor.empty((*rows, head_dim), dtype, stream=stream)
+        try:
+            self._values = DeviceTensor.empty((*rows, value_dim), dtype, stream=stream)
+        except BaseException:
+            self._keys.buffer.close()
+            raise
+        self._lengths = [0] * layers
+        self.dtype = self._keys.dtype
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that the cache holds."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def length(self, layer: int = 0) -> int:
+        """Return how many tokens a layer holds."""
+        return self._lengths[self._layer(layer)]
+
+    def append(self, layer: int, k: DeviceTensor, v: DeviceTensor, *, stream: Stream | None = None) -> None:
+        """Copy new keys and values behind those that the layer holds, on the device, in one launch.
+
+        Parameters
+        ----------
+        layer
+            0 .. layers - 1.
+        k, v
+            [batch, tokens, heads_kv, head_dim or value_dim] in the cache's dtype; any strides with a contiguous last
+            dimension.
+        stream
+            Where the copy goes. Default: the default stream of the tensors' device.
+
+        Raises
+        ------
+        ArgumentError
+            A shape, dtype or device does not fit the cache.
+        CacheFullError
+            The layer has no room for so many tokens; the cache is as it was.
+        """
+        self.check(layer, k, v)
+        length, tokens = self._lengths[layer], k.shape[1]
+        stream = stream or self._keys.device.default_stream
+        kv_append.launch(k, v, self._keys[layer], self._values[layer], length, stream=stream)
+        self._lengths[layer] = length + tokens
+
+    def check(self, layer: int, k: DeviceTensor, v: DeviceTensor) -> None:
+        """Check that `append` would take these tensors, and raise what it would raise."""
+        length = self.length(layer)
+        for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
+            wanted = (self.batch, k.shape[1] if k.ndim == 4 else "tokens", self.heads_kv, size)
+            if tensor.shape != wanted:
+                raise ArgumentError(f"{name} has shape {tensor.shape}; the cache takes {wanted}")
+            if tensor.dtype != self.dtype:
+                raise ArgumentError(f"{name} is {tensor.dtype.name}; the cache holds {self.dtype.name}")
+        tokens = k.shape[1]
+        if length + tokens > self.capacity:
+            raise CacheFullError(
+                f"layer {layer} holds {length} of {self.capacity} tokens; {tokens} more do not fit "
+                "(reset the cache, or make one with a larger capacity)"
+            )
+
+    def view(self, layer: int = 0) -> tuple[DeviceTensor, DeviceTensor]:
+        """Return the layer's keys and values, [batch, length, heads_kv, head_dim or value_dim], without copying.
+
+        Later appends do not move them; they do not lengthen the views either.
+        """
+        length = self._lengths[self._layer(layer)]
+        return self._keys[layer, :, :length], self._values[layer, :, :length]
+
+    def reset(self) -> None:
+        """Forget all tokens. The memory stays allocated."""
+        self._lengths = [0] * self.layers
+
+    def truncate(self, layer: int, length: int) -> None:
+        """Forget the tokens of a layer from `length` on.
+
+        Raises
+        ------
+        ArgumentError
+            `length` is negative or more than the layer holds.
+        """
+        if not 0 <= length <= self.length(layer):
+            raise ArgumentError(f"length is {length}; layer {layer} holds {self.length(layer)} tokens")
+        self._lengths[layer] = length
+
+    def close(self) -> None:
+        """Free the memory, after the work that uses it. Closing twice does nothing."""
+        self._keys.buffer.close()
+        self._values.buffer.close()
+
+    def __enter__(self) -> KVCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _layer(self, layer: int) -> int:
+        if not isinstance(layer, int) or not 0 <= layer < self.layers:
+            raise ArgumentError(f"layer is {layer!r}; the cache has layers 0 to {self.layers - 1}")
+        return layer
+
+    def __repr__(self) -> str:
+        held = f"{min(self._lengths)}-{max(self._lengths)}" if len(set(self._lengths)) > 1 else f"{self._lengths[0]}"
+        return f"<KVCache {self.layers} layers, {held} of {self.capacity} tokens, {self.dtype.name}>"

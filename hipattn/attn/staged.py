@@ -1,0 +1,519 @@
+"""Attention as a pipeline of stages: QKᵀ → scale → causal mask → softmax → ·V, device to device.
+
+hipBLAS does the two products, hipattn's kernels the rest. The scores exist in memory, in float32: for
+[batch, heads_q, seq_q, seq_k] they take 4 bytes each, and the attention weights 2 more for 16-bit inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hipattn import config
+from hipattn.attn import reference
+from hipattn.attn.kv_cache import KVCache
+from hipattn.errors import ArgumentError, CompileError, HipError
+from hipattn.kernels import causal_mask, confine, scale, softmax
+from hipattn.runtime import bindings
+from hipattn.runtime.blas import Blas, Matrices, Product
+from hipattn.runtime.buffer import DeviceBuffer
+from hipattn.runtime.device import Device
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
+
+__all__ = ["HipAttentionKernels"]
+
+log = logging.getLogger("hipattn")
+
+
+class HipAttentionKernels:
+    """The stages of attention, each on its own and as a whole.
+
+    No stage synchronises: each adds work to a stream and returns. Read results after ``stream.sync()``, or through
+    `DeviceTensor.numpy`, which does that. The scratch memory between the stages is kept for the next call, one piece
+    per stream. An object is for one thread at a time.
+
+    A stage whose launch fails is recomputed with NumPy (HIPATTN_FALLBACK=cpu, the default): a warning is logged once
+    a cause, and the stage is counted in `fallbacks`. With HIPATTN_FALLBACK=error the error is raised.
+
+    Parameters
+    ----------
+    device
+        Default: device 0.
+
+    Attributes
+    ----------
+    device : Device
+    fallbacks : Counter of str
+        Stage → how many times it was recomputed with NumPy.
+    """
+
+    STAGES = (
+        "compute_qk_t",
+        "scale_inplace",
+        "apply_causal_mask",
+        "compute_softmax",
+        "compute_attention_weighted_v",
+    )
+
+    def __init__(self, device: Device | None = None) -> None:
+        self.device = device or Device(0)
+        self.fallbacks: Counter[str] = Counter()
+        self._fall_back = config.get("HIPATTN_FALLBACK") == "cpu"
+        self._warned: set[str] = set()
+        self._scratch: dict[Stream, DeviceBuffer] = {}
+
+    def compute_qk_t(
+        self, q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, *, stream: Stream | None = None
+    ) -> None:
+        """scores = q @ kᵀ, through hipBLAS with float32 accumulation.
+
+        Parameters
+        ----------
+        q
+            [batch, heads_q, seq_q, head_dim]; float32, float16 or bfloat16, contiguous last dimension.
+        k
+            [batch, heads_kv, seq_k, head_dim] of q's dtype; query head h reads head h · heads_kv / heads_q.
+        scores
+            [batch, heads_q, seq_q, seq_k], float32, contiguous.
+        stream
+            Default: the device's default stream.
+
+        Raises
+        ------
+        ArgumentError
+            A shape, dtype, layout or device does not fit.
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        stream = stream or self.device.default_stream
+        product = _qk_product(*_facts(q), *_facts(k), *_facts(scores))
+        self._check_devices(stream, q=q, k=k, scores=scores)
+
+        def on_gpu() -> None:
+            _multiply(product, q, k, scores, stream)
+
+        def on_cpu() -> None:
+            keys = _repeat_heads(_download(k), q.shape[1])
+            scores.copy_from(_download(q) @ keys.swapaxes(2, 3), stream=stream)
+
+        self._stage("compute_qk_t", on_gpu, on_cpu)
+
+    def scale_inplace(self, scores: DeviceTensor, factor: float, *, stream: Stream | None = None) -> None:
+        """scores *= factor. Arithmetic in float32.
+
+        Parameters
+        ----------
+        scores
+            Any shape, contiguous; float32, float16 or bfloat16.
+        factor
+            Usually 1/√head_dim.
+        stream
+            Default: the device's default stream.
+
+        Raises
+        ------
+        ArgumentError
+            A layout or device does not fit.
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        stream = stream or self.device.default_stream
+        self._stage(
+            "scale_inplace",
+            lambda: scale.launch(scores, factor, stream=stream),
+            lambda: scores.copy_from(_download(scores) * np.float32(factor), stream=stream),
+        )
+
+    def apply_causal_mask(self, scores: DeviceTensor, *, stream: Stream | None = None) -> None:
+        """scores[..., i, j] = −inf where j > i + seq_k − seq_q: the last query is aligned with the last key.
+
+        Parameters
+        ----------
+        scores
+            [..., seq_q, seq_k], contiguous; float32, float16 or bfloat16.
+        stream
+            Default: the device's default stream.
+
+        Raises
+        ------
+        ArgumentError
+            A layout or device does not fit.
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        stream = stream or self.device.default_stream
+
+        def on_cpu() -> None:
+            seen = reference.causal_mask(*scores.shape[-2:])
+            scores.copy_from(np.where(seen, _download(scores), -np.inf), stream=stream)
+
+        self._stage("apply_causal_mask", lambda: causal_mask.launch(scores, stream=stream), on_cpu)
+
+    def compute_softmax(
+        self,
+        scores: DeviceTensor,
+        weights: DeviceTensor | None = None,
+        *,
+        lse: DeviceTensor | None = None,
+        stream: Stream | None = None,
+    ) -> None:
+        """weights = softmax(scores) along the last dimension, in float32, with the row's maximum subtracted.
+
+        Parameters
+        ----------
+        scores
+            [..., seq_k].
+        weights
+            Same shape, any of the dtypes. Default: in place. A row of −inf gives zeros.
+        lse
+            [...] without the last dimension, float32: takes log Σ exp(scores), −inf for a row of −inf.
+        stream
+            Default: the device's default stream.
+
+        Raises
+        ------
+        ArgumentError
+            A shape, dtype, layout or device does not fit.
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        stream = stream or self.device.default_stream
+        target = scores if weights is None else weights
+
+        def on_cpu() -> None:
+            rows, log_sum = reference.softmax_rows(_download(scores))
+            target.copy_from(rows, stream=stream)
+            if lse is not None:
+                lse.copy_from(log_sum, stream=stream)
+
+        self._stage("compute_softmax", lambda: softmax.launch(scores, target, lse=lse, stream=stream), on_cpu)
+
+    def compute_attention_weighted_v(
+        self,
+        weights: DeviceTensor,
+        v: DeviceTensor,
+        out: DeviceTensor,
+        *,
+        causal: bool = False,
+        stream: Stream | None = None,
+    ) -> None:
+        """out = weights @ v, through hipBLAS with float32 accumulation.
+
+        Parameters
+        ----------
+        weights
+            [batch, heads_q, seq_q, seq_k] of v's dtype, contiguous.
+        v
+            [batch, heads_kv, seq_k, value_dim], contiguous last dimension.
+        out
+            [batch, heads_q, seq_q, value_dim] of v's dtype, contiguous last dimension.
+        causal
+            The weights are causal: a NaN or infinity in v stays in the rows that see its key, although 0 · NaN is
+            NaN in a matrix product.
+        stream
+            Default: the device's default stream.
+
+        Raises
+        ------
+        ArgumentError
+            A shape, dtype, layout or device does not fit.
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        stream = stream or self.device.default_stream
+        product = _weighted_v_product(*_facts(weights), *_facts(v), *_facts(out))
+        self._check_devices(stream, weights=weights, v=v, out=out)
+
+        def on_gpu() -> None:
+            _multiply(product, weights, v, out, stream)
+            if causal and weights.shape[2] > 1:  # a single query sees every key
+                confine.launch(weights, v, out, stream=stream)
+
+        def on_cpu() -> None:
+            seen = reference.causal_mask(*weights.shape[2:]) if causal else np.ones(weights.shape[2:], bool)
+            rows, values = _download(weights), _repeat_heads(_download(v), weights.shape[1])
+            result = np.zeros(out.shape, np.float32)
+            for b, h in np.ndindex(*rows.shape[:2]):
+                result[b, h] = reference.weighted_sum(rows[b, h], values[b, h], seen)
+            out.copy_from(result, stream=stream)
+
+        self._stage("compute_attention_weighted_v", on_gpu, on_cpu)
+
+    def compute_attention(
+        self,
+        q: DeviceTensor,
+        k: DeviceTensor,
+        v: DeviceTensor,
+        *,
+        causal: bool = False,
+        scale: float | None = None,
+        layout: str = "bshd",
+        cache: KVCache | None = None,
+        layer: int = 0,
+        out: DeviceTensor | None = None,
+        lse: DeviceTensor | None = None,
+        stream: Stream | None = None,
+    ) -> DeviceTensor:
+        """Run all stages, without synchronising and without a copy to the host.
+
+        Parameters
+        ----------
+        q
+            [batch, seq_q, heads_q, head_dim], with layout "bhsd" heads before the sequence; float32, float16 or
+            bfloat16; any strides with a contiguous last dimension.
+        k, v
+            [batch, seq_k, heads_kv, head_dim or value_dim]; heads_q is a multiple of heads_kv.
+        causal
+            Query i sees key j iff j ≤ i + seq_k − seq_q.
+        scale
+            Default: 1/√head_dim.
+        layout
+            "bshd" or "bhsd", of q, k, v and out.
+        cache
+            Append k and v to this layer of a cache first, and attend to all that the layer then holds.
+        layer
+            The cache's layer.
+        out
+            [batch, seq_q, heads_q, value_dim] of q's dtype. Default: allocated.
+        lse
+            [batch, heads_q, seq_q], float32: takes the natural log-sum-exp of the scaled scores.
+        stream
+            Default: the device's default stream.
+
+        Returns
+        -------
+        out : DeviceTensor
+
+        Raises
+        ------
+        ArgumentError
+            A shape, dtype, layout or device does not fit. Nothing was launched or appended.
+        CacheFullError
+            The cache has no room. Nothing was launched or appended.
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        stream = stream or self.device.default_stream
+        past = cache.length(layer) if cache is not None else 0
+        shape = check_shapes(q, k, v, layout=layout, past=past)
+        self._check_devices(stream, q=q, k=k, v=v)
+        batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
+        if scale is None:
+            scale = 1 / math.sqrt(head_dim)
+        wanted = _laid_out(layout, batch, heads_q, seq_q, value_dim)
+        if out is not None:
+            _check_tensor("out", out, wanted, q.dtype)
+            self._check_devices(stream, out=out)
+        if lse is not None:
+            _check_tensor("lse", lse, (batch, heads_q, seq_q), FLOAT32)
+            self._check_devices(stream, lse=lse)
+
+        new_k, new_v = _as(layout, "bshd", k), _as(layout, "bshd", v)
+        if cache is not None:
+            cache.check(layer, new_k, new_v)
+
+        scores, weights = self._score_tensors((batch, heads_q, seq_q, seq_k), q.dtype, stream)
+        if out is None:
+            out = DeviceTensor.empty(wanted, q.dtype, stream=stream)
+        keys, values = new_k, new_v
+        if cache is not None:
+            cache.append(layer, new_k, new_v, stream=stream)
+            keys, values = cache.view(layer)
+        try:
+            keys, values = _as("bshd", "bhsd", keys), _as("bshd", "bhsd", values)
+            self.compute_qk_t(_as(layout, "bhsd", q), keys, scores, stream=stream)
+            self.scale_inplace(scores, scale, stream=stream)
+            if causal:
+                self.apply_causal_mask(scores, stream=stream)
+            self.compute_softmax(scores, weights, lse=lse, stream=stream)
+            result = _as(layout, "bhsd", out)
+            self.compute_attention_weighted_v(weights, values, result, causal=causal, stream=stream)
+        except BaseException:
+            if cache is not None:
+                cache.truncate(layer, past)
+            raise
+        return out
+
+    def close(self) -> None:
+        """Free the scratch memory, after the work that uses it. The object can be used again."""
+        scratch, self._scratch = self._scratch, {}
+        for buffer in scratch.values():
+            buffer.close()
+
+    def __enter__(self) -> HipAttentionKernels:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _score_tensors(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream
+    ) -> tuple[DeviceTensor, DeviceTensor]:
+        """Return scratch for the float32 scores and for the weights, which take the scores' place in float32."""
+        count = math.prod(shape)
+        scores_bytes = -(-count * FLOAT32.itemsize // 256) * 256  # so that the weights are aligned
+        nbytes = scores_bytes + (0 if dtype == FLOAT32 else count * dtype.itemsize)
+        buffer = self._scratch.get(stream)
+        if buffer is None or buffer.nbytes < nbytes:
+            if buffer is not None:
+                self._scratch.pop(stream).close()
+            buffer = self._scratch[stream] = DeviceBuffer(nbytes, stream)
+        scores = DeviceTensor(buffer, shape, FLOAT32)
+        if dtype == FLOAT32:
+            return scores, scores
+        return scores, DeviceTensor(buffer, shape, dtype, offset=scores_bytes // dtype.itemsize)
+
+    def _stage(self, name: str, on_gpu: Callable[[], None], on_cpu: Callable[[], None]) -> None:
+        try:
+            on_gpu()
+        except (HipError, CompileError) as error:
+            # A broken device gives no data back to compute with.
+            if not self._fall_back or bindings.fault is not None:
+                raise
+            cause = f"{name}: {error}"
+            if cause not in self._warned:
+                self._warned.add(cause)
+                log.warning("%s failed on the GPU and is recomputed on the CPU: %s", name, error)
+            self.fallbacks[name] += 1
+            on_cpu()
+
+    def _check_devices(self, stream: Stream, **tensors: DeviceTensor) -> None:
+        for name, tensor in tensors.items():
+            if tensor.device is not stream.device:
+                raise ArgumentError(
+                    f"{name} is on device {tensor.device.index}; the stream is on device {stream.device.index}"
+                )
+
+
+def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0) -> tuple[int, int, int, int, int, int]:
+    """Check what attention takes and return (batch, heads_q, seq_q, past + seq_k, head_dim, value_dim).
+
+    The three are `DeviceTensor` objects, or NumPy arrays that are to be uploaded.
+
+    Raises
+    ------
+    ArgumentError
+        A rank, size, dtype or stride does not fit; the message names the tensor, what it got and what it takes.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, DeviceTensor | np.ndarray):
+            raise ArgumentError(f"{name} is {type(tensor).__name__}; it takes a DeviceTensor")
+        as_dtype(tensor.dtype, f"{name}'s dtype")
+        if tensor.ndim != 4:
+            raise ArgumentError(f"{name} has shape {tensor.shape}; it takes 4 dimensions, {layout}")
+        if tensor.dtype != q.dtype:
+            raise ArgumentError(f"{name} is {tensor.dtype.name}; q is {q.dtype.name}, and all must agree")
+        if isinstance(tensor, DeviceTensor) and tensor.strides[3] != 1 and tensor.shape[3] > 1:
+            raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
+    if layout not in ("bshd", "bhsd"):
+        raise ArgumentError(f"layout is {layout!r}; accepted: 'bshd', 'bhsd'")
+    sequence, head = (1, 2) if layout == "bshd" else (2, 1)
+    batch, head_dim = q.shape[0], q.shape[3]
+    heads_q, heads_kv = q.shape[head], k.shape[head]
+    seq_q, seq_k = q.shape[sequence], k.shape[sequence]
+    value_dim = v.shape[3]
+    wanted = _laid_out(layout, batch, heads_kv, seq_k, head_dim)
+    if k.shape != wanted:
+        raise ArgumentError(f"k has shape {k.shape}; with q {q.shape} it takes {wanted}")
+    wanted = _laid_out(layout, batch, heads_kv, seq_k, value_dim)
+    if v.shape != wanted:
+        raise ArgumentError(f"v has shape {v.shape}; with k {k.shape} it takes {wanted}")
+    if not head_dim or not heads_kv or heads_q % heads_kv:
+        raise ArgumentError(
+            f"q has {heads_q} heads of {head_dim}, k has {heads_kv}; the heads of q must be a multiple of those of k, "
+            "and head_dim at least 1"
+        )
+    return batch, heads_q, seq_q, past + seq_k, head_dim, value_dim
+
+
+def _laid_out(layout: str, batch: int, heads: int, sequence: int, dim: int) -> tuple[int, int, int, int]:
+    return (batch, sequence, heads, dim) if layout == "bshd" else (batch, heads, sequence, dim)
+
+
+def _as(layout: str, wanted: str, tensor: DeviceTensor) -> DeviceTensor:
+    return tensor if layout == wanted else tensor.transpose(0, 2, 1, 3)
+
+
+def _check_tensor(name: str, tensor: DeviceTensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise ArgumentError(f"{name} is {tensor.dtype.name} {tensor.shape}; it takes {dtype.name} {shape}")
+    if tensor.shape[-1] > 1 and tensor.strides[-1] != 1:
+        raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
+
+
+Facts = tuple[tuple[int, ...], tuple[int, ...], str]
+
+
+def _facts(tensor: DeviceTensor) -> Facts:
+    """Return what a product is planned from: shape, strides and dtype."""
+    return tensor.shape, tensor.strides, tensor.dtype.name
+
+
+@lru_cache(maxsize=1024)
+def _qk_product(*facts: Any) -> Product:
+    (q, q_steps, dtype), (k, k_steps, _), (scores, steps, scores_dtype) = facts[0:3], facts[3:6], facts[6:9]
+    if len(q) != 4 or len(k) != 4 or scores != (*q[:3], k[2]) or k[3] != q[3] or scores_dtype != "float32":
+        raise ArgumentError(
+            f"q {q}, k {k} and scores {scores} {scores_dtype} do not fit; they take [batch, heads_q, seq_q, head_dim], "
+            "[batch, heads_kv, seq_k, head_dim] and [batch, heads_q, seq_q, seq_k] in float32"
+        )
+    transposed = (*k[:2], k[3], k[2]), (*k_steps[:2], k_steps[3], k_steps[2])
+    a, b, out = _grouped((q, q_steps), transposed, (scores, steps))
+    return Product(Matrices(*a, dtype), Matrices(*b, dtype), Matrices(*out, "float32"))
+
+
+@lru_cache(maxsize=1024)
+def _weighted_v_product(*facts: Any) -> Product:
+    (weights, w_steps, dtype), (v, v_steps, v_dtype), (out, steps, out_dtype) = facts[0:3], facts[3:6], facts[6:9]
+    if len(weights) != 4 or len(v) != 4 or out != (*weights[:3], v[3]) or v[2] != weights[3]:
+        raise ArgumentError(
+            f"weights {weights}, v {v} and out {out} do not fit; they take [batch, heads_q, seq_q, seq_k], "
+            "[batch, heads_kv, seq_k, value_dim] and [batch, heads_q, seq_q, value_dim]"
+        )
+    if not dtype == v_dtype == out_dtype:
+        raise ArgumentError(f"weights is {dtype}, v {v_dtype}, out {out_dtype}; all must agree")
+    a, b, result = _grouped((weights, w_steps), (v, v_steps), (out, steps))
+    return Product(Matrices(*a, dtype), Matrices(*b, dtype), Matrices(*result, dtype))
+
+
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _grouped(queries: Layout, keys: Layout, out: Layout) -> tuple[Layout, Layout, Layout]:
+    """Split the query heads into [heads_kv, heads_q / heads_kv], and repeat each key head over its group."""
+    heads_q, heads_kv = queries[0][1], keys[0][1]
+    if queries[0][0] != keys[0][0] or not heads_kv or heads_q % heads_kv:
+        raise ArgumentError(
+            f"queries are [batch, heads] {queries[0][:2]}, keys {keys[0][:2]}; batch must agree, and the heads of the "
+            "queries be a multiple of those of the keys"
+        )
+    group = heads_q // heads_kv
+
+    def split(layout: Layout) -> Layout:
+        (batch, _, *matrix), (batch_step, step, *matrix_steps) = layout
+        return (batch, heads_kv, group, *matrix), (batch_step, step * group, step, *matrix_steps)
+
+    (batch, _, *matrix), (batch_step, step, *matrix_steps) = keys
+    repeated = (batch, heads_kv, group, *matrix), (batch_step, step, 0, *matrix_steps)
+    return split(queries), repeated, split(out)
+
+
+def _multiply(product: Product, a: DeviceTensor, b: DeviceTensor, out: DeviceTensor, stream: Stream) -> None:
+    product.run(Blas.of(stream.device), stream, a.pointer, b.pointer, out.pointer)
+    for tensor in (a, b, out):
+        tensor.buffer.used_on(stream)
+
+
+def _download(tensor: DeviceTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.numpy().astype(np.float32)
+
+
+def _repeat_heads(array: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    return np.repeat(array, heads // array.shape[1], axis=1)

@@ -1,0 +1,67 @@
+"""Hide the keys that come after each query. Kernel: ``kernels_src/causal_mask.hip``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+from hipattn.compiler.loader import load
+from hipattn.compiler.specialise import Specialisation
+from hipattn.errors import ArgumentError
+from hipattn.kernels.rows import as_rows, check_device, share, vector_width
+from hipattn.runtime.module import Arguments
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import DeviceTensor
+
+__all__ = ["CausalMaskParams", "launch", "specialise"]
+
+
+class CausalMaskParams(Arguments):
+    """What ``causal_mask_kernel`` takes."""
+
+    _fields_ = [
+        ("scores", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("seq_q", ctypes.c_int64),
+        ("seq_k", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("blocks_per_row", ctypes.c_uint32),
+    ]
+
+
+def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
+    """Return the kernel for a dtype and the constants of a `hipattn.kernels.rows.Share`."""
+    return Specialisation("causal_mask", "causal_mask_kernel", CausalMaskParams, constants, {"scalar": dtype})
+
+
+def launch(scores: DeviceTensor, *, stream: Stream) -> None:
+    """Write -inf to ``scores[..., i, j]`` where ``j > i + seq_k - seq_q``; touch nothing else.
+
+    Parameters
+    ----------
+    scores : [..., seq_q, seq_k]
+        float32, float16 or bfloat16, rows at an even distance.
+    stream
+        Where the launch is added.
+
+    Raises
+    ------
+    ArgumentError
+        The shape or layout is not accepted, or `scores` is on another device than `stream`.
+    HipError
+        The launch fails.
+    """
+    check_device(stream, scores=scores)
+    if scores.ndim < 2:
+        raise ArgumentError(f"scores has shape {scores.shape}; it takes [..., seq_q, seq_k]")
+    rows, _, stride = as_rows("scores", scores.shape, scores.strides)
+    seq_q, seq_k = scores.shape[-2:]
+    # A single query is the last one: it sees every key.
+    if not rows * seq_k or seq_q == 1:
+        return
+    vector = vector_width((scores.pointer, scores.dtype.itemsize, (stride,)))
+    constants, blocks_per_row, config = share(rows, seq_k, vector)
+    kernel = load(specialise(scores.dtype.name, constants), stream.device)
+    arguments = CausalMaskParams(scores.pointer, rows, seq_q, seq_k, stride, blocks_per_row)
+    kernel.launch(stream, config, arguments)
+    scores.buffer.used_on(stream)

@@ -1,0 +1,86 @@
+"""Keep NaN and infinities of v in the rows that see them. Kernel: ``kernels_src/confine.hip``."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+from hipattn.compiler.loader import load
+from hipattn.compiler.specialise import Specialisation
+from hipattn.kernels.rows import BLOCK, check_device
+from hipattn.runtime.module import Arguments, LaunchConfig
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import DeviceTensor
+
+__all__ = ["ConfineParams", "launch", "specialise"]
+
+_COLUMNS = 32  # of v that a block looks at
+
+
+class ConfineParams(Arguments):
+    """What ``confine_nonfinite`` takes."""
+
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("v_batch", ctypes.c_int64),
+        ("v_head", ctypes.c_int64),
+        ("v_row", ctypes.c_int64),
+        ("out_batch", ctypes.c_int64),
+        ("out_head", ctypes.c_int64),
+        ("out_row", ctypes.c_int64),
+        ("heads", ctypes.c_int32),
+        ("heads_per_kv", ctypes.c_int32),
+        ("seq_q", ctypes.c_int32),
+        ("seq_k", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+    ]
+
+
+@lru_cache
+def specialise(dtype: str) -> Specialisation:
+    """Return the kernel for tensors of `dtype`."""
+    constants = {"BLOCK": BLOCK, "COLUMNS": _COLUMNS}
+    return Specialisation("confine", "confine_nonfinite", ConfineParams, constants, {"scalar": dtype})
+
+
+def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:
+    """Compute the columns of `out` again in which `v` has a NaN or infinity, from the keys that each row sees.
+
+    Parameters
+    ----------
+    weights
+        [batch, heads_q, seq_q, seq_k], contiguous: causal attention weights, aligned bottom-right.
+    v
+        [batch, heads_kv, seq_k, value_dim], contiguous last dimension.
+    out
+        [batch, heads_q, seq_q, value_dim], contiguous last dimension: the product of the two.
+    stream
+        Where the work goes.
+
+    Raises
+    ------
+    ArgumentError
+        A tensor is on another device than the stream.
+    """
+    check_device(stream, weights=weights, v=v, out=out)
+    batch, heads, seq_q, seq_k = weights.shape
+    if 0 in weights.shape or 0 in v.shape:
+        return
+    arguments = ConfineParams(
+        weights.pointer,
+        v.pointer,
+        out.pointer,
+        *v.strides[:3],
+        *out.strides[:3],
+        heads,
+        heads // v.shape[1],
+        seq_q,
+        seq_k,
+        v.shape[3],
+    )
+    config = LaunchConfig(batch * heads * -(-v.shape[3] // _COLUMNS), BLOCK)
+    load(specialise(v.dtype.name), stream.device).launch(stream, config, arguments)
+    for tensor in (weights, v, out):
+        tensor.buffer.used_on(stream)

@@ -1,0 +1,127 @@
+"""Softmax over rows of scores. Kernel: ``kernels_src/softmax.hip``."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+from hipattn.compiler.loader import load
+from hipattn.compiler.specialise import Specialisation
+from hipattn.errors import ArgumentError
+from hipattn.kernels.rows import BLOCK, MAX_BLOCKS, as_rows, check_device, power_of_two, vector_width
+from hipattn.runtime.module import Arguments, LaunchConfig
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import FLOAT32, DeviceTensor
+
+__all__ = ["SoftmaxParams", "choose", "launch", "specialise"]
+
+MAX_HELD = 32  # elements of a row that a thread keeps in registers
+MAX_BLOCK = 1024
+MIN_GROUP = 8  # threads that take a row; fewer would not fill a memory transaction
+
+
+class SoftmaxParams(Arguments):
+    """What ``attention_softmax`` takes."""
+
+    _fields_ = [
+        ("scores", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("in_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+    ]
+
+
+@lru_cache(maxsize=4096)
+def choose(columns: int, vector: int, wave: int) -> Mapping[str, int]:
+    """Decide how many threads take a row, and how much of it each keeps in registers.
+
+    Returns
+    -------
+    constants : mapping
+        BLOCK, GROUP (threads of a row: part of a wave, a wave, or the block), HELD (0: the row is read twice) and
+        VECTOR.
+    """
+    group = max(MIN_GROUP, min(wave, power_of_two(-(-columns // vector))))
+    if columns > wave * MAX_HELD:
+        group = BLOCK
+        while group < MAX_BLOCK and columns > group * MAX_HELD:
+            group *= 2
+    held = max(vector, power_of_two(-(-columns // group)))
+    return {
+        "BLOCK": max(BLOCK, group),
+        "GROUP": group,
+        "HELD": held if held <= MAX_HELD else 0,
+        "VECTOR": vector,
+    }
+
+
+def specialise(in_dtype: str, out_dtype: str, constants: Mapping[str, int], *, lse: bool) -> Specialisation:
+    """Return the kernel for two dtypes, the constants of `choose`, with or without the LSE."""
+    types = {"in_scalar": in_dtype, "out_scalar": out_dtype}
+    return Specialisation("softmax", "attention_softmax", SoftmaxParams, {**constants, "LSE": lse}, types)
+
+
+def launch(
+    scores: DeviceTensor, out: DeviceTensor | None = None, *, lse: DeviceTensor | None = None, stream: Stream
+) -> None:
+    """Turn rows of scores into probabilities, in float32, rounded once to the dtype of `out`.
+
+    A row of -inf gives zeros and LSE -inf; a row that holds a NaN or +inf gives NaN.
+
+    Parameters
+    ----------
+    scores : [..., columns]
+        float32, float16 or bfloat16, rows of contiguous elements at an even distance; 0 columns are legal.
+    out : like `scores`, any of the dtypes
+        Default: `scores` itself. Other memory otherwise: the two do not overlap.
+    lse : [...] of float32, contiguous
+        Where to write the natural logarithm of each row's sum of exponentials. Default: nowhere.
+    stream
+        Where the launch is added.
+
+    Raises
+    ------
+    ArgumentError
+        Shapes differ, a layout or dtype is not accepted, or a tensor is on another device than `stream`.
+    HipError
+        The launch fails.
+    """
+    out = scores if out is None else out
+    check_device(stream, scores=scores, out=out)
+    if out.shape != scores.shape or not scores.shape:
+        raise ArgumentError(
+            f"out has shape {out.shape} and scores {scores.shape}; both take [..., columns], the same"
+        )
+    if lse is not None:
+        check_device(stream, lse=lse)
+        if lse.shape != scores.shape[:-1] or lse.dtype != FLOAT32 or not lse.is_contiguous:
+            layout = "contiguous" if lse.is_contiguous else "not contiguous"
+            raise ArgumentError(
+                f"lse is {lse.dtype.name} {lse.shape}, {layout}; it takes float32 {scores.shape[:-1]}, contiguous"
+            )
+    rows, columns, in_stride = as_rows("scores", scores.shape, scores.strides)
+    out_stride = as_rows("out", out.shape, out.strides).stride
+    if not rows or (not columns and lse is None):
+        return
+    vector = vector_width(
+        (scores.pointer, scores.dtype.itemsize, (in_stride,)),
+        (out.pointer, out.dtype.itemsize, (out_stride,)),
+    )
+    constants = choose(columns, vector, stream.device.wave_size)
+    kernel = load(
+        specialise(scores.dtype.name, out.dtype.name, constants, lse=lse is not None), stream.device
+    )
+    block = constants["BLOCK"]
+    grid = min(MAX_BLOCKS, math.ceil(rows * constants["GROUP"] / block))
+    arguments = SoftmaxParams(
+        scores.pointer, out.pointer, lse.pointer if lse else None, rows, columns, in_stride, out_stride
+    )
+    kernel.launch(stream, LaunchConfig(grid, block), arguments)
+    for tensor in (scores, out, lse):
+        if tensor is not None:
+            tensor.buffer.used_on(stream)

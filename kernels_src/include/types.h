@@ -1,0 +1,59 @@
+// Scalars, and rows of them read and written as float, several elements an access.
+//
+// Nothing here knows a chip. The names a kernel's source finds already defined (BLOCK, WAVE_SIZE, scalar types,
+// the parameter struct) are rendered in front of it, see hipattn/compiler/specialise.py.
+#pragma once
+
+using f16 = _Float16;
+using bf16 = __bf16;
+using f32 = float;
+using i64 = long long;  // offsets: a product of sizes passes 2^31 long before memory is full
+
+constexpr float INF = __builtin_inff();
+
+// N neighbours that move in one access of at most 16 bytes, or in several of 16.
+template <typename T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Vec {
+    static_assert((N & (N - 1)) == 0, "a vector has 1, 2, 4, ... elements");
+    T at[N];
+};
+
+// Reads N neighbours as float; `at` is aligned for Vec<T, N>.
+template <int N, typename T>
+__device__ inline void load_vector(float (&x)[N], const T* at) {
+    const Vec<T, N> v = *reinterpret_cast<const Vec<T, N>*>(at);
+#pragma unroll
+    for (int e = 0; e < N; ++e) x[e] = static_cast<float>(v.at[e]);
+}
+
+// Writes N neighbours, each rounded to nearest even.
+template <int N, typename T>
+__device__ inline void store_vector(const float (&x)[N], T* at) {
+    Vec<T, N> v;
+#pragma unroll
+    for (int e = 0; e < N; ++e) v.at[e] = static_cast<T>(x[e]);
+    *reinterpret_cast<Vec<T, N>*>(at) = v;
+}
+
+// Reads elements column .. column + N - 1 of a row that may end before: `fill` from there on.
+template <int N, typename T>
+__device__ inline void load_row(float (&x)[N], const T* row, i64 column, i64 columns, float fill) {
+    if (column + N <= columns) {
+        load_vector(x, row + column);
+    } else {
+#pragma unroll
+        for (int e = 0; e < N; ++e) x[e] = column + e < columns ? static_cast<float>(row[column + e]) : fill;
+    }
+}
+
+// Writes elements column .. column + N - 1 of a row, none past its end.
+template <int N, typename T>
+__device__ inline void store_row(const float (&x)[N], T* row, i64 column, i64 columns) {
+    if (column + N <= columns) {
+        store_vector(x, row + column);
+    } else {
+#pragma unroll
+        for (int e = 0; e < N; ++e)
+            if (column + e < columns) row[column + e] = static_cast<T>(x[e]);
+    }
+}

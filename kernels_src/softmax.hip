@@ -1,0 +1,148 @@
+// attention_softmax: out[row] = exp(scores[row] - max) / sum, and optionally lse[row] = log(sum) + max.
+//
+// scores: [rows, columns] of `in_scalar`, rows `in_stride` elements apart; out: the same shape of `out_scalar`, rows
+// `out_stride` apart. The two may be the same memory if type and stride are the same. lse: [rows] float, natural.
+// Arithmetic in float32. A row of -inf (no key is seen) gives zeros and LSE -inf; a row that holds a NaN or +inf
+// gives NaN throughout, through the sum: the maximum drops NaN.
+//
+// GROUP threads take a row: part of a wave, a wave, or the block, whose waves meet in LDS. A row of at most
+// GROUP * HELD elements is read once and stays in registers. A longer one (HELD = 0) is read twice: first for
+// its maximum and sum together, the sum rescaled as the maximum grows; then to be written. No row has to fit in
+// LDS.
+//
+// Bound by memory: one read (or two) and one write, VECTOR elements an access.
+#include "types.h"
+#include "reduce.h"
+
+static_assert(GROUP <= WAVE_SIZE || GROUP == BLOCK, "a row is taken by part of a wave, a wave, or the block");
+static_assert(GROUP >= VECTOR, "each thread takes at most one element of the tail");
+static_assert(HELD % VECTOR == 0, "a thread holds whole vectors");
+
+constexpr float LOG2_E = 1.44269504088896340736f;
+
+__device__ inline float group_max(float x, float* scratch) {
+    if constexpr (GROUP <= WAVE_SIZE) return wave_max<GROUP>(x);
+    else return block_max<BLOCK>(x, scratch);
+}
+
+__device__ inline float group_sum(float x, float* scratch) {
+    if constexpr (GROUP <= WAVE_SIZE) return wave_sum<GROUP>(x);
+    else return block_sum<BLOCK>(x, scratch);
+}
+
+// What to subtract before exp. -inf - -inf would be NaN; a row whose maximum is -inf has only zeros, whatever is
+// subtracted.
+__device__ inline float shift_of(float highest) { return highest == -INF ? 0.0f : highest; }
+
+// The difference first: of large scores it is exact, their products with log2(e) are not.
+__device__ inline float exp_above(float score, float shift) { return exp2f((score - shift) * LOG2_E); }
+
+struct Row {
+    const in_scalar* in;
+    out_scalar* out;
+    i64 columns;
+    int thread;  // in the group
+};
+
+struct Sum {
+    float shift, total;
+    __device__ float inverse() const { return total == 0.0f ? 0.0f : 1.0f / total; }
+    __device__ float lse() const { return logf(total) + shift; }
+};
+
+// Whole vectors, then a tail of fewer than VECTOR elements, one to a thread: a condition a vector, where a test of
+// each element would need more registers for masks than there are.
+__device__ inline Sum softmax_held(const Row& row, float* scratch) {
+    constexpr int VECTORS = HELD > 0 ? HELD / VECTOR : 1;  // compiled, though not called, for HELD = 0 too
+    const int whole = static_cast<int>(row.columns) & -VECTOR;
+    const int tail = whole + row.thread;
+    const bool has_tail = tail < row.columns;
+
+    float x[VECTORS][VECTOR];
+    float last = has_tail ? static_cast<float>(row.in[tail]) : -INF;
+    float highest = last;
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v) {
+        const int column = (v * GROUP + row.thread) * VECTOR;
+        if (column < whole) {
+            load_vector(x[v], row.in + column);
+        } else {
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) x[v][e] = -INF;
+        }
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[v][e]);
+    }
+
+    Sum sum;
+    sum.shift = shift_of(group_max(highest, scratch));
+    last = exp_above(last, sum.shift);
+    sum.total = last;
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v)
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) {
+            x[v][e] = exp_above(x[v][e], sum.shift);
+            sum.total += x[v][e];
+        }
+    sum.total = group_sum(sum.total, scratch);
+
+    const float inverse = sum.inverse();
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v) {
+        const int column = (v * GROUP + row.thread) * VECTOR;
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) x[v][e] *= inverse;
+        if (column < whole) store_vector(x[v], row.out + column);
+    }
+    if (has_tail) row.out[tail] = static_cast<out_scalar>(last * inverse);
+    return sum;
+}
+
+__device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
+    const i64 first = row.thread * VECTOR;
+    constexpr int STEP = GROUP * VECTOR;
+    float x[VECTOR];
+    float highest = -INF, total = 0.0f;
+    for (i64 column = first; column < row.columns; column += STEP) {
+        load_row(x, row.in, column, row.columns, -INF);
+        const float before = highest;
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[e]);
+        const float shift = shift_of(highest);
+        total *= exp_above(before, shift);
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) total += exp_above(x[e], shift);
+    }
+    Sum sum;
+    sum.shift = shift_of(group_max(highest, scratch));
+    sum.total = group_sum(total * exp_above(highest, sum.shift), scratch);
+    const float inverse = sum.inverse();
+    for (i64 column = first; column < row.columns; column += STEP) {
+        load_row(x, row.in, column, row.columns, -INF);
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) x[e] = exp_above(x[e], sum.shift) * inverse;
+        store_row(x, row.out, column, row.columns);
+    }
+    return sum;
+}
+
+extern "C" __global__ __launch_bounds__(BLOCK) void attention_softmax(const SoftmaxParams p) {
+    __shared__ float scratch[BLOCK / WAVE_SIZE];
+    constexpr int ROWS = BLOCK / GROUP;
+    for (i64 base = static_cast<i64>(blockIdx.x) * ROWS; base < p.rows; base += static_cast<i64>(gridDim.x) * ROWS) {
+        const i64 index = base + threadIdx.x / GROUP;
+        const bool exists = index < p.rows;
+        const Row row = {
+            static_cast<const in_scalar*>(p.scores) + index * p.in_stride,
+            static_cast<out_scalar*>(p.out) + index * p.out_stride,
+            exists ? p.columns : 0,  // past the last row: nothing to read, but a part in the reductions
+            static_cast<int>(threadIdx.x % GROUP),
+        };
+        Sum sum;
+        if constexpr (HELD > 0) sum = softmax_held(row, scratch);
+        else sum = softmax_streamed(row, scratch);
+        if constexpr (LSE)
+            if (exists && row.thread == 0) static_cast<float*>(p.lse)[index] = sum.lse();
+    }
+}
