@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "HipError",
     "HipattnError",
+    "ModelError",
     "PlatformError",
 ]
 
@@ -38,6 +39,10 @@ class CacheFullError(HipattnError, ValueError):
 
 class ConfigError(HipattnError, ValueError):
     """A HIPATTN_* variable has a value that is not accepted."""
+
+
+class ModelError(HipattnError, ValueError):
+    """A pretrained model cannot be fetched, or its file is not one that hipattn reads."""
 
 
 class PlatformError(HipattnError, RuntimeError):
