@@ -1,0 +1,200 @@
+#include "memory.h"
+
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum : size_t { page = 4096, guard = 64 << 10, alignment = 16, quarantine_limit = 4096 };
+
+// A NaN in every floating-point format, and unlike the poison of fresh memory.
+static const unsigned char canary[2] = {0xC5, 0xFF};
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static Array<Allocation*> table;       // by address: live ones and the quarantine
+static Array<Allocation*> quarantine;  // a ring, oldest at quarantine_next once it is full
+static size_t quarantine_next;
+static size_t live_bytes, live_count;
+
+static size_t position(const void* address) {  // the first allocation whose mapping ends after the address
+    size_t low = 0, high = table.count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        Allocation* a = table.items[middle];
+        if (a->map + a->map_size <= static_cast<const char*>(address))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static Allocation* mapping_at(const void* address) {
+    size_t i = position(address);
+    return i < table.count && table.items[i]->map <= address ? table.items[i] : nullptr;
+}
+
+static bool holds(const Allocation* a, const void* p) {
+    return p >= a->data && (p < a->data + a->size || (a->size == 0 && p == a->data));
+}
+
+static unsigned char canary_at(const char* p) { return canary[reinterpret_cast<uintptr_t>(p) & 1]; }
+
+hipError_t memory_allocate(Device* device, size_t size, hipMemoryType type, unsigned flags, void** out) {
+    {
+        Lock lock(mutex);
+        if (type == hipMemoryTypeDevice) {
+            if (size > device->memory_bytes - device->used_bytes) return hipErrorOutOfMemory;
+            device->used_bytes += size;
+        }
+        live_bytes += size;
+        ++live_count;
+    }
+    size_t body = round_up(round_up(size, alignment), page), map_size = body + 2 * guard;
+    char* map = static_cast<char*>(
+        size > SIZE_MAX / 2 ? MAP_FAILED
+                            : mmap(nullptr, map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (map != MAP_FAILED && mprotect(map + guard, body, PROT_READ | PROT_WRITE)) {
+        munmap(map, map_size);
+        map = static_cast<char*>(MAP_FAILED);
+    }
+    if (map == MAP_FAILED) {
+        Lock lock(mutex);
+        if (type == hipMemoryTypeDevice) device->used_bytes -= size;
+        live_bytes -= size;
+        --live_count;
+        return hipErrorOutOfMemory;
+    }
+    char *begin = map + guard, *end = begin + body, *data = end - round_up(size, alignment);
+    for (char* p = begin; p < data; ++p) *p = static_cast<char>(canary_at(p));
+    memset(data, 0xFF, size);
+    for (char* p = data + size; p < end; ++p) *p = static_cast<char>(canary_at(p));
+
+    Allocation* a = make<Allocation>();
+    *a = {map, map_size, data, size, type, device, flags, Allocation::live};
+    Lock lock(mutex);
+    table.insert(position(map), a);
+    *out = data;
+    return hipSuccess;
+}
+
+bool memory_find(const void* pointer, Allocation* out) {
+    Lock lock(mutex);
+    Allocation* a = mapping_at(pointer);
+    if (!a || a->state == Allocation::freed || !holds(a, pointer)) return false;
+    *out = *a;
+    return true;
+}
+
+bool memory_find_base(const void* base, Allocation* out) { return memory_find(base, out) && out->data == base; }
+
+hipError_t memory_mark_leaving(void* base) {
+    Lock lock(mutex);
+    Allocation* a = mapping_at(base);
+    if (!a || a->state != Allocation::live || a->data != base) return hipErrorInvalidValue;
+    a->state = Allocation::leaving;
+    return hipSuccess;
+}
+
+static void check_canary(const Allocation* a) {
+    char *begin = a->map + guard, *end = a->map + a->map_size - guard;
+    char* bad = nullptr;
+    for (char* p = a->data; p-- > begin && !bad;)
+        if (static_cast<unsigned char>(*p) != canary_at(p)) bad = p;
+    for (char* p = a->data + a->size; p < end && !bad; ++p)
+        if (static_cast<unsigned char>(*p) != canary_at(p)) bad = p;
+    if (!bad) return;
+    char what[128];
+    if (bad < a->data)
+        snprintf(what, sizeof what, "%zu bytes before the start", static_cast<size_t>(a->data - bad));
+    else
+        snprintf(what, sizeof what, "%zu bytes past the end", static_cast<size_t>(bad - a->data - a->size));
+    device_fault(a->device, hipErrorIllegalAddress,
+                 "found when it was freed: something wrote %s of the %zu-byte allocation at %p", what, a->size,
+                 static_cast<void*>(a->data));
+}
+
+hipError_t memory_release(void* base) {
+    Lock lock(mutex);
+    Allocation* a = mapping_at(base);
+    if (!a || a->state == Allocation::freed || a->data != base) return hipErrorInvalidValue;
+    check_canary(a);
+    // A fresh mapping in the same place gives the memory back and keeps the addresses.
+    mmap(a->map, a->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    a->state = Allocation::freed;
+    if (a->type == hipMemoryTypeDevice) a->device->used_bytes -= a->size;
+    live_bytes -= a->size;
+    --live_count;
+    if (quarantine.count < quarantine_limit) {
+        quarantine.push(a);
+        return hipSuccess;
+    }
+    Allocation*& oldest = quarantine.items[quarantine_next++ % quarantine_limit];
+    munmap(oldest->map, oldest->map_size);
+    table.remove(position(oldest->map));
+    free(oldest);
+    oldest = a;
+    return hipSuccess;
+}
+
+static const char* kind(const Allocation* a) {
+    return a->type == hipMemoryTypeDevice ? "allocation" : "host allocation";
+}
+
+void memory_describe(const void* address, char* text, size_t size) {
+    Lock lock(mutex);
+    const char* p = static_cast<const char*>(address);
+    if (reinterpret_cast<uintptr_t>(p) < page) {
+        snprintf(text, size, "a null pointer");
+        return;
+    }
+    size_t i = position(p);
+    Allocation* a = i < table.count && table.items[i]->map <= p ? table.items[i] : nullptr;
+    if (!a && i > 0) {  // beyond a guard: the allocation before it, if that is near
+        Allocation* before = table.items[i - 1];
+        if (p - (before->data + before->size) < (1ll << 30)) a = before;
+    }
+    if (!a) {
+        snprintf(text, size, "not in or near any allocation");
+        return;
+    }
+    const char* freed = a->state == Allocation::freed ? "freed " : "";
+    void* at = a->data;
+    if (p < a->data)
+        snprintf(text, size, "%zu bytes before the start of a %s%zu-byte %s (%p)", static_cast<size_t>(a->data - p),
+                 freed, a->size, kind(a), at);
+    else if (p >= a->data + a->size)
+        snprintf(text, size, "%zu bytes past the end of a %s%zu-byte %s (%p)",
+                 static_cast<size_t>(p - a->data - a->size), freed, a->size, kind(a), at);
+    else
+        snprintf(text, size, "%s a %zu-byte %s (%p), at byte %zu", *freed ? "inside freed memory:" : "inside", a->size,
+                 kind(a), at, static_cast<size_t>(p - a->data));
+}
+
+bool memory_range_ok(const void* pointer, size_t size, char* why, size_t why_size) {
+    if (size == 0) return true;
+    const char* p = static_cast<const char*>(pointer);
+    const char* bad = nullptr;
+    {
+        Lock lock(mutex);
+        Allocation* a = mapping_at(p);
+        if (!a) return true;
+        if (a->state == Allocation::freed || p < a->data || p >= a->data + a->size)
+            bad = p;
+        else if (size > static_cast<size_t>(a->data + a->size - p))
+            bad = a->data + a->size;
+        else
+            return true;
+    }
+    memory_describe(bad, why, why_size);
+    return false;
+}
+
+size_t memory_live_bytes() {
+    Lock lock(mutex);
+    return live_bytes;
+}
+
+size_t memory_live_count() {
+    Lock lock(mutex);
+    return live_count;
+}
