@@ -35,7 +35,7 @@ __device__ inline float group_sum(float x, float* scratch) {
 __device__ inline float shift_of(float highest) { return highest == -INF ? 0.0f : highest; }
 
 // The difference first: of large scores it is exact, their products with log2(e) are not.
-__device__ inline float exp_above(float score, float shift) { return exp2f((score - shift) * LOG2_E); }
+__device__ inline float exp_above(float score, float shift) { return exp2_fast((score - shift) * LOG2_E); }
 
 struct Row {
     const in_scalar* in;

@@ -11,6 +11,15 @@ using i64 = long long;  // offsets: a product of sizes passes 2^31 long before m
 
 constexpr float INF = __builtin_inff();
 
+// 2^x to 1 ulp, as one instruction where there is one; a result below 2^-126 may be 0.
+__device__ inline float exp2_fast(float x) {
+#if defined(__AMDGCN__)
+    return __builtin_amdgcn_exp2f(x);
+#else
+    return exp2f(x);
+#endif
+}
+
 // N neighbours that move in one access of at most 16 bytes, or in several of 16.
 template <typename T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Vec {
