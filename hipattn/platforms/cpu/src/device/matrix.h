@@ -1,0 +1,2 @@
+// Matrix instructions.
+#pragma once

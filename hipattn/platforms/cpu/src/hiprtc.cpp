@@ -1,0 +1,344 @@
+// libhiprtc of the cpu platform: HIP's runtime compiler over a host C++ compiler. A program goes through the
+// preprocessor, is rewritten (hiprtc/source.h), and is compiled against the device prelude into a shared library,
+// which is the code object.
+#include <dlfcn.h>
+
+#include "hiprtc/elf.h"
+#include "hiprtc/options.h"
+#include "hiprtc/process.h"
+#include "hiprtc/source.h"
+#include "sim_abi.h"
+
+extern "C" int sim_should_fail(const char* name);
+
+enum hiprtcResult {
+    HIPRTC_SUCCESS,
+    HIPRTC_ERROR_OUT_OF_MEMORY,
+    HIPRTC_ERROR_PROGRAM_CREATION_FAILURE,
+    HIPRTC_ERROR_INVALID_INPUT,
+    HIPRTC_ERROR_INVALID_PROGRAM,
+    HIPRTC_ERROR_INVALID_OPTION,
+    HIPRTC_ERROR_COMPILATION,
+    HIPRTC_ERROR_BUILTIN_OPERATION_FAILURE,
+    HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION,
+    HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION,
+    HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID,
+    HIPRTC_ERROR_INTERNAL_ERROR,
+    HIPRTC_ERROR_LINKING = 100,
+};
+
+struct Program {
+    Text source, name, log, code;
+    List<Text> header_names, header_texts;
+    List<Text> expressions, lowered;
+    bool compiled = false;
+};
+
+namespace {
+
+const char* const PREPROCESS_FLAGS[] = {"-E", "-x", "c++", "-nostdinc", "-nostdinc++", "-imacros"};
+// Floats are computed as the kernel says, with fused multiply-add as HIP's default. An index outside an array of
+// known size traps.
+const char* const COMPILE_FLAGS[] = {
+    "-shared", "-fPIC", "-nostdlib++", "-nostdinc", "-nostdinc++", "-fno-exceptions", "-fno-rtti", "-fdeclspec",
+    "-fno-math-errno", "-ffp-contract=fast-honor-pragmas", "-fno-sanitize=all", "-fsanitize=array-bounds",
+    "-fsanitize-trap=array-bounds", "-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi", "-Wl,-Bsymbolic"};
+
+// What the host's CPU is good for.
+void add_target(const char* compiler, List<Text>& command) {
+#if defined(__x86_64__)
+    bool zig = strstr(compiler, "zig");  // which spells them with underscores
+    __builtin_cpu_init();
+    bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+    Text level(zig ? "-march=x86_64" : "-march=x86-64");
+    if (v3) level.add(zig ? "_v3" : "-v3");
+    else if (v2) level.add(zig ? "_v2" : "-v2");
+    command.add(level);
+#else
+    (void)compiler, (void)command;
+#endif
+}
+
+void add_all(List<Text>& to, const List<Text>& from) {
+    for (const Text& t : from) to.add(t);
+}
+
+// The log as AMD's compiler words it, and with nothing of the temporary folder.
+void tidy_log(Text& log, const Folder& folder, const char* arch) {
+    log.erase((folder / "include/").c_str());
+    log.erase((folder / "").c_str());
+    log.replace(" generated.\n", Text(" generated when compiling for ").add(arch).add(".\n").c_str());
+    // "call to 'f' declared with 'error' attribute: 'f' needs target feature x": the message is enough.
+    const char reason[] = "declared with 'error' attribute: ";
+    for (char* at; log.size && (at = strstr(log.data, reason));) {
+        char* call = at;
+        while (call > log.data && !starts_with(call, "call to '")) --call;
+        log.remove(call - log.data, at + strlen(reason) - call);
+    }
+}
+
+// file:line:col of a place in preprocessed text, as its line markers say.
+Text position(const Text& text, const char* at) {
+    const char* line = text.c_str();
+    Text file("?");
+    long number = 1;
+    for (const char* s = line; s < at; ++s) {
+        if (*s != '\n') continue;
+        if (starts_with(line, "# ")) {
+            char* name;
+            number = strtol(line + 2, &name, 10);
+            if (*name) file = Text().add(name + 2, strcspn(name + 2, "\""));
+        } else {
+            ++number;
+        }
+        line = s + 1;
+    }
+    return file.format(":%ld:%d", number, (int)(at - line) + 1);
+}
+
+// Takes the lowered names from the loaded library, and checks each kernel's static LDS.
+bool inspect(Program& p, const Options& options, const Rewriter& rewriter, const Text& preprocessed, const char* library) {
+    // Compiled kernels import the runtime's sim_* functions; hip-python loads the runtime privately.
+    Dl_info runtime;
+    if (dladdr(reinterpret_cast<void*>(&sim_should_fail), &runtime) && runtime.dli_fname)
+        dlopen(runtime.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+    void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+    if (!handle) {
+        p.log.format("error: %s\n", dlerror());
+        return false;
+    }
+    auto* module = static_cast<sim_module_table*>(dlsym(handle, "sim_module"));
+    auto* names = static_cast<const void* const*>(dlsym(handle, "sim_names"));
+    for (size_t i = 0; i < p.expressions.count; ++i) {
+        Dl_info info;
+        p.lowered.add(dladdr(names[i], &info) && info.dli_sname ? info.dli_sname : "");
+    }
+
+    size_t total = 0;
+    thread_local_symbols(p.code, [&](const char*, size_t size) { total += size; });
+    bool fits = true;
+    for (unsigned k = 0; total > options.arch->lds_limit && k < module->kernel_count; ++k) {
+        size_t used = 0;
+        Text own = local_prefix(module->kernels[k].name);
+        thread_local_symbols(p.code, [&](const char* name, size_t size) {
+            bool others = false;
+            for (unsigned o = 0; o < module->kernel_count && !others; ++o)
+                others = o != k && starts_with(name, local_prefix(module->kernels[o].name).c_str());
+            if (!others || starts_with(name, own.c_str())) used += size;
+        });
+        if (used <= options.arch->lds_limit) continue;
+        const char* where = k < rewriter.kernels.count ? rewriter.kernels[k].at : preprocessed.c_str();
+        p.log.add(position(preprocessed, where)).format(": error: local memory (%zu) exceeds limit (%u) in '%s'\n", used,
+                                                         options.arch->lds_limit, module->kernels[k].name);
+        fits = false;
+    }
+    if (!fits) p.log.format("1 error generated when compiling for %s.\n", options.arch->name);
+    dlclose(handle);
+    return fits;
+}
+
+bool compile(Program& p, int count, const char* const* given) {
+    Options options;
+    if (!parse_options(count, given, options, p.log)) return false;
+    const char* compiler = getenv("HIPATTN_CPU_CXX_COMMAND");
+    const char* device = getenv("HIPATTN_CPU_DEVICE_INCLUDE");
+    if (!compiler || !*compiler || !device || !*device) {
+        p.log.add("error: HIPATTN_CPU_CXX_COMMAND and HIPATTN_CPU_DEVICE_INCLUDE must name the compiler and the device headers\n");
+        return false;
+    }
+    Folder folder;
+    if (!folder.path.size) {
+        p.log.format("error: cannot make a temporary folder: %s\n", strerror(errno));
+        return false;
+    }
+    Text source = Text("# 1 \"").add(p.name).add("\"\n").add(p.source).add("\n");
+    bool written = write_file((folder / "source.hip").c_str(), source.c_str(), source.size);
+    for (size_t i = 0; i < p.header_names.count; ++i) {
+        Text path = (folder / "include/").add(p.header_names[i]);
+        written = write_file(path.c_str(), p.header_texts[i].c_str(), p.header_texts[i].size) && written;
+    }
+
+    Text prelude = Text(device).add("/prelude.h");
+    List<Text> first;
+    split_command(compiler, first);
+    if (!first.count) first.add("c++");
+    List<Text> second;
+    add_all(second, first);
+    for (const char* o : PREPROCESS_FLAGS) first.add(o);
+    first.add(prelude);
+    first.add(Text("-I").add(folder / "include"));
+    first.add(Text("-D__").add(options.arch->name).add("__=1"));
+    add_all(first, options.preprocess);
+    add_all(first, options.compile);
+    first.add(folder / "source.hip");
+    bool done = written && !run_command(first, folder, "source.i", "log", p.log);
+    Text preprocessed;
+    done = done && read_file((folder / "source.i").c_str(), preprocessed);
+    if (done) {
+        preprocessed.erase((folder / "include/").c_str());
+        Rewriter rewriter(preprocessed);
+        Text host = rewriter.run();
+        host.add(module_table(rewriter, p.expressions, options.max_threads));
+        done = write_file((folder / "kernel.cpp").c_str(), host.c_str(), host.size);
+
+        add_target(compiler, second);
+        for (const char* o : COMPILE_FLAGS) second.add(o);
+        second.add(Text("-D__").add(options.arch->name).add("__=1"));
+        add_all(second, options.compile);
+        second.add("-include");
+        second.add(prelude);
+        second.add(folder / "kernel.cpp");
+        second.add("-o");
+        second.add(folder / "kernel.so");
+        second.add("-lm");
+        done = done && !run_command(second, folder, "out", "log", p.log) && read_file((folder / "kernel.so").c_str(), p.code) &&
+               inspect(p, options, rewriter, preprocessed, (folder / "kernel.so").c_str());
+    }
+    tidy_log(p.log, folder, options.arch->name);
+    return done;
+}
+
+bool failed(const char* call, hiprtcResult& result) {
+    int code = sim_should_fail(call);
+    result = (hiprtcResult)code;
+    return code != 0;
+}
+
+}  // namespace
+
+#define ENTRY(call)          \
+    hiprtcResult injected;   \
+    if (failed(#call, injected)) return injected;
+
+EXPORT const char* hiprtcGetErrorString(hiprtcResult result) {
+    switch (result) {
+#define CASE(name) \
+    case name: return #name;
+        CASE(HIPRTC_SUCCESS)
+        CASE(HIPRTC_ERROR_OUT_OF_MEMORY)
+        CASE(HIPRTC_ERROR_PROGRAM_CREATION_FAILURE)
+        CASE(HIPRTC_ERROR_INVALID_INPUT)
+        CASE(HIPRTC_ERROR_INVALID_PROGRAM)
+        CASE(HIPRTC_ERROR_INVALID_OPTION)
+        CASE(HIPRTC_ERROR_COMPILATION)
+        CASE(HIPRTC_ERROR_BUILTIN_OPERATION_FAILURE)
+        CASE(HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION)
+        CASE(HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION)
+        CASE(HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID)
+        CASE(HIPRTC_ERROR_INTERNAL_ERROR)
+        CASE(HIPRTC_ERROR_LINKING)
+#undef CASE
+    }
+    return "Invalid HIPRTC error code";
+}
+
+EXPORT hiprtcResult hiprtcVersion(int* major, int* minor) {
+    ENTRY(hiprtcVersion)
+    if (!major || !minor) return HIPRTC_ERROR_INVALID_INPUT;
+    *major = 9;
+    *minor = 0;
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcCreateProgram(Program** made, const char* source, const char* name, int headers,
+                                        const char* const* texts, const char* const* names) {
+    ENTRY(hiprtcCreateProgram)
+    if (!made || !source || headers < 0 || (headers && (!texts || !names))) return HIPRTC_ERROR_INVALID_INPUT;
+    auto* p = make<Program>();
+    p->source.add(source);
+    p->name.add(name && *name ? name : "CompileSource");
+    for (int i = 0; i < headers; ++i) {
+        p->header_texts.add(texts[i]);
+        p->header_names.add(names[i]);
+    }
+    *made = p;
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcDestroyProgram(Program** program) {
+    ENTRY(hiprtcDestroyProgram)
+    if (!program || !*program) return HIPRTC_ERROR_INVALID_INPUT;
+    (*program)->~Program();
+    free(*program);
+    *program = nullptr;
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcAddNameExpression(Program* p, const char* expression) {
+    ENTRY(hiprtcAddNameExpression)
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!expression) return HIPRTC_ERROR_INVALID_INPUT;
+    if (p->compiled) return HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION;
+    p->expressions.add(expression);
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcCompileProgram(Program* p, int count, const char* const* options) {
+    ENTRY(hiprtcCompileProgram)
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (count < 0 || (count && !options)) return HIPRTC_ERROR_INVALID_INPUT;
+    p->compiled = true;
+    p->log = Text();
+    p->code = Text();
+    p->lowered.clear();
+    if (compile(*p, count, options)) return HIPRTC_SUCCESS;
+    p->code = Text();
+    return HIPRTC_ERROR_COMPILATION;
+}
+
+EXPORT hiprtcResult hiprtcGetLoweredName(Program* p, const char* expression, const char** lowered) {
+    ENTRY(hiprtcGetLoweredName)
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!expression || !lowered) return HIPRTC_ERROR_INVALID_INPUT;
+    if (!p->code.size) return HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION;
+    for (size_t i = 0; i < p->lowered.count; ++i)
+        if (p->expressions[i] == expression && p->lowered[i].size) {
+            *lowered = p->lowered[i].c_str();
+            return HIPRTC_SUCCESS;
+        }
+    return HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID;
+}
+
+// The log's size counts its final zero; there is none of an empty log, as in AMD's.
+EXPORT hiprtcResult hiprtcGetProgramLogSize(Program* p, size_t* size) {
+    ENTRY(hiprtcGetProgramLogSize)
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!size) return HIPRTC_ERROR_INVALID_INPUT;
+    *size = p->log.size ? p->log.size + 1 : 0;
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcGetProgramLog(Program* p, char* log) {
+    ENTRY(hiprtcGetProgramLog)
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!log) return HIPRTC_ERROR_INVALID_INPUT;
+    if (p->log.size) memcpy(log, p->log.c_str(), p->log.size + 1);
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcGetCodeSize(Program* p, size_t* size) {
+    ENTRY(hiprtcGetCodeSize)
+    if (!p || !p->code.size) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!size) return HIPRTC_ERROR_INVALID_INPUT;
+    *size = p->code.size;
+    return HIPRTC_SUCCESS;
+}
+
+EXPORT hiprtcResult hiprtcGetCode(Program* p, char* code) {
+    ENTRY(hiprtcGetCode)
+    if (!p || !p->code.size) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!code) return HIPRTC_ERROR_INVALID_INPUT;
+    memcpy(code, p->code.data, p->code.size);
+    return HIPRTC_SUCCESS;
+}
+
+// Only a program compiled with -fgpu-rdc has bitcode, and none is here.
+EXPORT hiprtcResult hiprtcGetBitcodeSize(Program*, size_t*) {
+    ENTRY(hiprtcGetBitcodeSize)
+    return HIPRTC_ERROR_INVALID_PROGRAM;
+}
+EXPORT hiprtcResult hiprtcGetBitcode(Program*, char*) {
+    ENTRY(hiprtcGetBitcode)
+    return HIPRTC_ERROR_INVALID_PROGRAM;
+}
