@@ -71,8 +71,6 @@ class DeviceTensor:
     shape, strides : tuple of int
         Strides are in elements.
     dtype : numpy.dtype
-    pointer : int
-        Device address of the first element.
 
     Raises
     ------
@@ -80,7 +78,7 @@ class DeviceTensor:
         The view reaches outside the buffer, or a size, stride or dtype is not accepted.
     """
 
-    __slots__ = ("__weakref__", "buffer", "dtype", "offset", "pointer", "shape", "strides")
+    __slots__ = ("__weakref__", "buffer", "dtype", "offset", "shape", "strides")
 
     def __init__(
         self,
@@ -103,7 +101,6 @@ class DeviceTensor:
                 f"{(last + 1) * self.dtype.itemsize} of a buffer of {buffer.nbytes} bytes"
             )
         self.buffer = buffer
-        self.pointer = buffer.pointer + offset * self.dtype.itemsize
 
     @classmethod
     def empty(
@@ -204,6 +201,17 @@ class DeviceTensor:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
 
     @property
+    def pointer(self) -> int:
+        """Device address of the first element.
+
+        Raises
+        ------
+        ClosedError
+            The buffer was closed.
+        """
+        return self.buffer.pointer + self.offset * self.dtype.itemsize
+
+    @property
     def device(self) -> Device:
         """The device that holds the memory."""
         return self.buffer.device
@@ -235,7 +243,6 @@ class DeviceTensor:
         view = object.__new__(DeviceTensor)
         view.buffer, view.dtype = self.buffer, self.dtype
         view.shape, view.strides, view.offset = shape, strides, offset
-        view.pointer = self.pointer + (offset - self.offset) * self.dtype.itemsize
         return view
 
     def __getitem__(self, index: Any) -> DeviceTensor:

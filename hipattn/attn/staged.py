@@ -302,6 +302,9 @@ class HipAttentionKernels:
         """
         stream = stream or self.device.default_stream
         past = cache.length(layer) if cache is not None else 0
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            if not isinstance(tensor, DeviceTensor):
+                raise ArgumentError(f"{name} is {type(tensor).__name__}; it takes a DeviceTensor")
         shape = check_shapes(q, k, v, layout=layout, past=past)
         self._check_devices(stream, q=q, k=k, v=v)
         batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
@@ -403,8 +406,6 @@ def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0)
         A rank, size, dtype or stride does not fit; the message names the tensor, what it got and what it takes.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, DeviceTensor | np.ndarray):
-            raise ArgumentError(f"{name} is {type(tensor).__name__}; it takes a DeviceTensor")
         as_dtype(tensor.dtype, f"{name}'s dtype")
         if tensor.ndim != 4:
             raise ArgumentError(f"{name} has shape {tensor.shape}; it takes 4 dimensions, {layout}")

@@ -1,0 +1,143 @@
+"""Each stage on its own, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hipattn import ArgumentError, DeviceTensor, HipAttentionKernels, Stream
+from hipattn.attn import reference
+from hipattn.runtime import bindings
+from hipattn.runtime.buffer import live
+from tests.helpers.inputs import poisoned, qkv, upload
+from tests.helpers.mismatch import assert_close
+from tests.helpers.tolerance import DTYPES, EPSILON
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads_kv", [4, 2, 1])
+def test_qk_t(stream: Stream, dtype: np.dtype, heads_kv: int) -> None:
+    q, k, _ = (a.swapaxes(1, 2) for a in qkv(seq_k=21, heads_kv=heads_kv, dtype=dtype))
+    expected = q.astype(float) @ np.repeat(k, 4 // heads_kv, 1).astype(float).swapaxes(2, 3)
+    scores = poisoned(stream, expected.shape, np.float32)
+    HipAttentionKernels(stream.device).compute_qk_t(*upload(stream, q, k), scores, stream=stream)
+    assert_close(scores.numpy(), expected, atol=1e-4)
+
+
+def test_scale_inplace(stream: Stream) -> None:
+    (scores,) = upload(stream, np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5))
+    HipAttentionKernels(stream.device).scale_inplace(scores, -0.5, stream=stream)
+    assert_close(scores.numpy(), -0.5 * np.arange(120).reshape(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(("seq_q", "seq_k"), [(5, 5), (3, 9), (9, 3), (1, 4), (65, 130)])
+def test_causal_mask(stream: Stream, seq_q: int, seq_k: int) -> None:
+    values = np.random.default_rng(0).standard_normal((2, 3, seq_q, seq_k)).astype(np.float32)
+    (scores,) = upload(stream, values)
+    HipAttentionKernels(stream.device).apply_causal_mask(scores, stream=stream)
+    assert_close(scores.numpy(), np.where(reference.causal_mask(seq_q, seq_k), values, -np.inf))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_softmax(stream: Stream, dtype: np.dtype) -> None:
+    values = np.random.default_rng(0).standard_normal((2, 3, 7, 300)).astype(np.float32) * 4
+    values[0, 1, 2] = -np.inf
+    expected, expected_lse = reference.softmax_rows(values.astype(float))
+    (scores,) = upload(stream, values)
+    weights, lse = poisoned(stream, values.shape, dtype), poisoned(stream, values.shape[:-1], np.float32)
+    HipAttentionKernels(stream.device).compute_softmax(scores, weights, lse=lse, stream=stream)
+    assert_close(weights.numpy(), expected, rtol=EPSILON[dtype] + 1e-5, atol=1e-7)
+    assert_close(lse.numpy(), expected_lse, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads_kv", [4, 2, 1])
+def test_weighted_v(stream: Stream, dtype: np.dtype, heads_kv: int) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.random((2, 4, 13, 21)).astype(dtype)
+    v = rng.standard_normal((2, heads_kv, 21, 40)).astype(dtype)
+    expected = weights.astype(float) @ np.repeat(v, 4 // heads_kv, 1).astype(float)
+    out = poisoned(stream, expected.shape, dtype)
+    HipAttentionKernels(stream.device).compute_attention_weighted_v(*upload(stream, weights, v), out, stream=stream)
+    assert_close(out.numpy(), expected, rtol=EPSILON[dtype], atol=1e-4)
+
+
+def test_causal_weighted_v_keeps_nan_and_inf_in_their_rows(stream: Stream) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.random((2, 4, 30, 41)).astype(np.float32) * reference.causal_mask(30, 41)
+    v = rng.standard_normal((2, 2, 41, 70)).astype(np.float32)
+    v[0, 1, 20, 5], v[0, 1, 33, 64], v[1, 0, 40, 0] = np.nan, np.inf, np.nan
+    expected = np.zeros((2, 4, 30, 70))
+    for b, h in np.ndindex(2, 4):
+        expected[b, h] = reference.weighted_sum(
+            weights[b, h].astype(float), v[b, h // 2].astype(float), reference.causal_mask(30, 41)
+        )
+    out = poisoned(stream, expected.shape, np.float32)
+    HipAttentionKernels(stream.device).compute_attention_weighted_v(
+        *upload(stream, weights, v), out, causal=True, stream=stream
+    )
+    assert_close(out.numpy(), expected, atol=1e-4)
+
+
+def bad_arguments() -> dict[str, tuple[dict[str, Any], str]]:
+    """What is wrong → (the arguments that differ, what the message names)."""
+    q, k, v = qkv()
+    return {
+        "rank of q": ({"q": q[0]}, "q has shape"),
+        "rank of k": ({"k": k[None]}, "k has shape"),
+        "heads": ({"q": q[:, :, :3], "k": k[:, :, :2], "v": v[:, :, :2]}, "3 heads"),
+        "heads of v": ({"v": v[:, :, :2]}, "v has shape"),
+        "head_dim": ({"k": k[..., :20]}, "k has shape"),
+        "batch": ({"k": k[:1], "v": v[:1]}, "k has shape"),
+        "seq_k": ({"v": v[:, :5]}, "v has shape"),
+        "dtypes that differ": ({"k": k.astype(np.float16)}, "k is float16"),
+        "layout": ({"layout": "sbhd"}, "layout is 'sbhd'"),
+        "shape of out": ({"out": q[:, :-1]}, "out is float32"),
+        "dtype of out": ({"out": q.astype(np.float16)}, "out is float16"),
+        "shape of lse": ({"lse": q[0]}, "lse is float32"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_arguments())
+def test_bad_arguments(stream: Stream, case: str) -> None:
+    changed, message = bad_arguments()[case]
+    q, k, v = qkv()
+    arguments = {
+        name: upload(stream, value)[0] if isinstance(value, np.ndarray) else value
+        for name, value in ({"q": q, "k": k, "v": v} | changed).items()
+    }
+    before = live()
+    with bindings.record() as calls, pytest.raises(ArgumentError, match=message):
+        HipAttentionKernels(stream.device).compute_attention(**arguments, stream=stream)
+    assert live() == before
+    assert not [name for name, _ in calls if "Launch" in name or "Malloc" in name or "Gemm" in name]
+
+
+def test_last_dimension_must_be_contiguous(stream: Stream) -> None:
+    q, k, v = upload(stream, *qkv())
+    with pytest.raises(ArgumentError, match="k has strides"):
+        HipAttentionKernels(stream.device).compute_attention(q, _spread(stream, k), v, stream=stream)
+
+
+def _spread(stream: Stream, tensor: DeviceTensor) -> DeviceTensor:
+    wide = DeviceTensor.empty((*tensor.shape[:3], 2 * tensor.shape[3]), tensor.dtype, stream=stream)
+    return wide[..., ::2]
+
+
+def test_host_arrays_are_refused_by_the_pipeline(stream: Stream) -> None:
+    with pytest.raises(ArgumentError, match="q is ndarray"):
+        HipAttentionKernels(stream.device).compute_attention(*qkv(), stream=stream)  # type: ignore[arg-type]
+
+
+def test_tensors_of_another_device_are_refused() -> None:
+    from hipattn import Device
+
+    if Device.count() < 2:
+        pytest.skip("needs two devices")
+    with Stream(Device(0)) as first, Stream(Device(1)) as second:
+        q, k, v = upload(first, *qkv())
+        (other,) = upload(second, qkv()[1])
+        with pytest.raises(ArgumentError, match="k is on device 1"):
+            HipAttentionKernels(Device(0)).compute_attention(q, other, v, stream=first)
