@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import as_rows, check_device, share, vector_width
-from hipattn.runtime.module import Arguments
+from hipattn.kernels.rows import ACCESS_BYTES, as_rows, check_device, share, vector_width
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
@@ -19,14 +24,14 @@ __all__ = ["CausalMaskParams", "launch", "specialise"]
 class CausalMaskParams(Arguments):
     """What ``causal_mask_kernel`` takes."""
 
-    _fields_ = [
+    _fields_ = (
         ("scores", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("seq_q", ctypes.c_int64),
         ("seq_k", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("blocks_per_row", ctypes.c_uint32),
-    ]
+    )
 
 
 def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
@@ -52,16 +57,26 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
         The launch fails.
     """
     check_device(stream, scores=scores)
-    if scores.ndim < 2:
-        raise ArgumentError(f"scores has shape {scores.shape}; it takes [..., seq_q, seq_k]")
-    rows, _, stride = as_rows("scores", scores.shape, scores.strides)
-    seq_q, seq_k = scores.shape[-2:]
+    plan = _plan(stream.device, scores.dtype, scores.shape, scores.strides, scores.pointer % ACCESS_BYTES)
+    if plan is None:
+        return
+    kernel, config, sizes = plan
+    kernel.launch(stream, config, CausalMaskParams(scores.pointer, *sizes))
+    scores.buffer.used_on(stream)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], address: int
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    if len(shape) < 2:
+        raise ArgumentError(f"scores has shape {shape}; it takes [..., seq_q, seq_k]")
+    rows, seq_k, stride = as_rows("scores", shape, strides)
+    seq_q = shape[-2]
     # A single query is the last one: it sees every key.
     if not rows * seq_k or seq_q == 1:
-        return
-    vector = vector_width((scores.pointer, scores.dtype.itemsize, (stride,)))
+        return None
+    vector = vector_width((address, dtype.itemsize, (stride,)))
     constants, blocks_per_row, config = share(rows, seq_k, vector)
-    kernel = load(specialise(scores.dtype.name, constants), stream.device)
-    arguments = CausalMaskParams(scores.pointer, rows, seq_q, seq_k, stride, blocks_per_row)
-    kernel.launch(stream, config, arguments)
-    scores.buffer.used_on(stream)
+    kernel = load(specialise(dtype.name, constants), device)
+    return kernel, config, (rows, seq_q, seq_k, stride, blocks_per_row)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import as_rows, check_device, share, vector_width
-from hipattn.runtime.module import Arguments
+from hipattn.kernels.rows import ACCESS_BYTES, as_rows, check_device, joined, share, vector_width
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
@@ -19,7 +24,7 @@ __all__ = ["ConvertParams", "launch", "specialise"]
 class ConvertParams(Arguments):
     """What ``convert`` takes."""
 
-    _fields_ = [
+    _fields_ = (
         ("x", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
@@ -27,7 +32,7 @@ class ConvertParams(Arguments):
         ("in_stride", ctypes.c_int64),
         ("out_stride", ctypes.c_int64),
         ("blocks_per_row", ctypes.c_uint32),
-    ]
+    )
 
 
 def specialise(in_dtype: str, out_dtype: str, constants: Mapping[str, int]) -> Specialisation:
@@ -42,8 +47,8 @@ def launch(x: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:
     Parameters
     ----------
     x, out : [..., columns], of one shape
-        float32, float16 or bfloat16; contiguous, or rows of contiguous elements at an even distance. They do not
-        overlap.
+        float32, float16 or bfloat16; contiguous, or rows of contiguous elements at an even distance. They do
+        not overlap.
     stream
         Where the launch is added.
 
@@ -55,24 +60,39 @@ def launch(x: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:
         The launch fails.
     """
     check_device(stream, x=x, out=out)
-    if x.shape != out.shape:
-        raise ArgumentError(f"out has shape {out.shape}; x has {x.shape}")
-    (rows, columns, in_stride), (_, _, out_stride) = (
-        as_rows(name, tensor.shape, tensor.strides) for name, tensor in (("x", x), ("out", out))
-    )
-    if not rows * columns:
+    plan = _plan(stream.device, *_facts(x), *_facts(out))
+    if plan is None:
         return
-    if in_stride == out_stride == columns:
-        rows, columns = 1, rows * columns
-    vector = vector_width(
-        *(
-            (t.pointer, t.dtype.itemsize, (stride,) if rows > 1 else ())
-            for t, stride in ((x, in_stride), (out, out_stride))
-        )
-    )
-    constants, blocks_per_row, config = share(rows, columns, vector)
-    kernel = load(specialise(x.dtype.name, out.dtype.name, constants), stream.device)
-    arguments = ConvertParams(x.pointer, out.pointer, rows, columns, in_stride, out_stride, blocks_per_row)
-    kernel.launch(stream, config, arguments)
+    kernel, config, sizes = plan
+    kernel.launch(stream, config, ConvertParams(x.pointer, out.pointer, *sizes))
     for tensor in (x, out):
         tensor.buffer.used_on(stream)
+
+
+def _facts(x: DeviceTensor) -> tuple[Any, ...]:
+    return x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device,
+    in_dtype: np.dtype[Any],
+    in_shape: tuple[int, ...],
+    in_strides: tuple[int, ...],
+    in_address: int,
+    out_dtype: np.dtype[Any],
+    out_shape: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    out_address: int,
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    if in_shape != out_shape:
+        raise ArgumentError(f"out has shape {out_shape}; x has {in_shape}")
+    x, out = joined(as_rows("x", in_shape, in_strides), as_rows("out", out_shape, out_strides))
+    if not x.rows * x.columns:
+        return None
+    vector = vector_width(
+        (in_address, in_dtype.itemsize, (x.stride,)), (out_address, out_dtype.itemsize, (out.stride,))
+    )
+    constants, blocks_per_row, config = share(x.rows, x.columns, vector)
+    kernel = load(specialise(in_dtype.name, out_dtype.name, constants), device)
+    return kernel, config, (*x, out.stride, blocks_per_row)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import check_device, share, vector_width
-from hipattn.runtime.module import Arguments
+from hipattn.kernels.rows import ACCESS_BYTES, check_device, share, vector_width
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
@@ -22,7 +27,7 @@ _STRIDES = [f"{name}_{axis}" for name in _POINTERS for axis in ("batch", "token"
 class KvAppendParams(Arguments):
     """What ``kv_append`` takes."""
 
-    _fields_ = [
+    _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _STRIDES),
         ("position", ctypes.c_int64),
@@ -32,7 +37,7 @@ class KvAppendParams(Arguments):
         ("k_dim", ctypes.c_uint32),
         ("v_dim", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
-    ]
+    )
 
 
 def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
@@ -65,46 +70,60 @@ def launch(
     Raises
     ------
     ArgumentError
-        Shapes, dtypes or layouts do not fit, there is no room, or a tensor is on another device than `stream`.
+        Shapes, dtypes or layouts do not fit, there is no room, or a tensor is on another device.
     HipError
         The launch fails.
     """
     tensors = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
     check_device(stream, **tensors)
-    for name, tensor in tensors.items():
-        if tensor.ndim != 4:
-            raise ArgumentError(f"{name} has shape {tensor.shape}; it takes [batch, tokens, heads_kv, dim]")
-        if tensor.shape[3] > 1 and tensor.strides[3] != 1:
-            raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
-        if tensor.dtype != k.dtype:
-            raise ArgumentError(f"{name} is {tensor.dtype.name}; k is {k.dtype.name}, and all take the same")
-    batch, tokens, heads, k_dim = k.shape
-    v_dim = v.shape[3]
-    if v.shape[:3] != k.shape[:3]:
+    operands = tuple((x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES) for x in tensors.values())
+    plan = _plan(stream.device, operands)
+    if not 0 <= position <= k_cache.shape[1] - k.shape[1]:
         raise ArgumentError(
-            f"v has shape {v.shape}; k has {k.shape}, and they differ at most in the last dimension"
+            f"position is {position}; a cache of {k_cache.shape[1]} takes {k.shape[1]} tokens at "
+            f"0 to {k_cache.shape[1] - k.shape[1]}"
         )
-    for name, cache, dim in (("k_cache", k_cache, k_dim), ("v_cache", v_cache, v_dim)):
-        capacity = cache.shape[1]
-        if cache.shape != (batch, capacity, heads, dim):
-            raise ArgumentError(f"{name} has shape {cache.shape}; it takes {(batch, 'capacity', heads, dim)}")
-        if not 0 <= position <= capacity - tokens:
-            raise ArgumentError(
-                f"position is {position}; {name} takes {tokens} tokens at 0 to {capacity - tokens}"
-            )
-    rows, columns = 2 * batch * tokens * heads, max(k_dim, v_dim)
-    if not rows * columns:
+    if plan is None:
         return
-    if rows >= 2**31:
-        raise ArgumentError(f"k has {batch} x {tokens} x {heads} rows; one append takes fewer than 2^30")
-    vector = vector_width(*((t.pointer, t.dtype.itemsize, t.strides[:3]) for t in tensors.values()))
-    constants, blocks_per_row, config = share(rows, columns, vector)
-    kernel = load(specialise(k.dtype.name, constants), stream.device)
-    arguments = KvAppendParams(
-        *(tensor.pointer for tensor in tensors.values()),
-        *(stride for tensor in tensors.values() for stride in tensor.strides[:3]),
-        *(position, batch, tokens, heads, k_dim, v_dim, blocks_per_row),
-    )
-    kernel.launch(stream, config, arguments)
+    kernel, config, strides, sizes = plan
+    pointers = (x.pointer for x in tensors.values())
+    kernel.launch(stream, config, KvAppendParams(*pointers, *strides, position, *sizes))
     for tensor in tensors.values():
         tensor.buffer.used_on(stream)
+
+
+_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device, operands: tuple[_Operand, ...]
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...], tuple[int, ...]] | None:
+    dtype = operands[0][0]
+    for name, (kind, shape, strides, _) in zip(_POINTERS, operands, strict=True):
+        if len(shape) != 4:
+            raise ArgumentError(f"{name} has shape {shape}; it takes [batch, tokens, heads_kv, dim]")
+        if shape[3] > 1 and strides[3] != 1:
+            raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
+        if kind != dtype:
+            raise ArgumentError(f"{name} is {kind.name}; k is {dtype.name}, and all take the same")
+    k, v, k_cache, v_cache = (shape for _, shape, _, _ in operands)
+    batch, tokens, heads, k_dim = k
+    v_dim = v[3]
+    if v[:3] != k[:3]:
+        raise ArgumentError(f"v has shape {v}; k has {k}, and they differ at most in the last dimension")
+    for name, shape, dim in (("k_cache", k_cache, k_dim), ("v_cache", v_cache, v_dim)):
+        if shape != (batch, k_cache[1], heads, dim):
+            raise ArgumentError(f"{name} has shape {shape}; it takes {(batch, k_cache[1], heads, dim)}")
+    rows, columns = 2 * batch * tokens * heads, max(k_dim, v_dim)
+    if not rows * columns:
+        return None
+    if rows >= 2**31:
+        raise ArgumentError(f"k has {batch} * {tokens} * {heads} rows; one append takes fewer than 2^30")
+    vector = vector_width(
+        *((address, dtype.itemsize, strides[:3]) for _, _, strides, address in operands),
+    )
+    constants, blocks_per_row, config = share(rows, columns, vector)
+    kernel = load(specialise(dtype.name, constants), device)
+    steps = tuple(stride for _, _, strides, _ in operands for stride in strides[:3])
+    return kernel, config, steps, (batch, tokens, heads, k_dim, v_dim, blocks_per_row)

@@ -1,10 +1,9 @@
-"""Tensors as rows, and how the threads of a grid share them: the host's side of ``kernels_src/include/rows.h``."""
+"""Tensors as rows, and how a grid's threads share them: the host's side of ``kernels_src/include/rows.h``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 from hipattn.errors import ArgumentError
@@ -13,12 +12,14 @@ from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
 __all__ = [
+    "ACCESS_BYTES",
     "BLOCK",
     "MAX_BLOCKS",
     "Rows",
     "Share",
     "as_rows",
     "check_device",
+    "joined",
     "power_of_two",
     "share",
     "vector_width",
@@ -26,7 +27,7 @@ __all__ = [
 
 BLOCK = 256
 MAX_BLOCKS = 2**16  # kernels loop beyond; far below HIP's limit of 2^32 threads in a grid
-VECTOR_BYTES = 16  # the widest access of a thread
+ACCESS_BYTES = 16  # the widest access of a thread
 
 
 class Rows(NamedTuple):
@@ -34,7 +35,7 @@ class Rows(NamedTuple):
 
     rows: int
     columns: int
-    stride: int
+    stride: int  # 0 for a single row
 
 
 class Share(NamedTuple):
@@ -45,34 +46,40 @@ class Share(NamedTuple):
     config: LaunchConfig
 
 
-@lru_cache(maxsize=4096)
 def as_rows(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> Rows:
     """Fold all dimensions but the last into rows.
 
     Raises
     ------
     ArgumentError
-        The last dimension is not contiguous, or the rows are not evenly spaced; the message says `name`.
+        The last dimension is not contiguous, or the rows overlap or are unevenly spaced.
     """
     if not shape:
-        return Rows(1, 1, 1)
+        return Rows(1, 1, 0)
     columns = shape[-1]
     if 0 in shape:
-        return Rows(math.prod(shape[:-1]), columns, columns)
+        return Rows(math.prod(shape[:-1]), columns, 0)
     if columns > 1 and strides[-1] != 1:
         raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
-    rows, stride = 1, columns
+    rows, stride = 1, 0
     for size, step in zip(reversed(shape[:-1]), reversed(strides[:-1]), strict=True):
         if size == 1:
             continue
         if rows == 1:
             stride = step
-        elif step != rows * stride:
+        if stride < columns or step != rows * stride:
             raise ArgumentError(
-                f"{name} has shape {shape} and strides {strides}; its rows must be evenly spaced"
+                f"{name} has shape {shape} and strides {strides}; its rows must be evenly spaced, not overlap"
             )
         rows *= size
     return Rows(rows, columns, stride)
+
+
+def joined(*arrays: Rows) -> tuple[Rows, ...]:
+    """See arrays of one shape as one row each, if all are contiguous; otherwise return them as they are."""
+    if all(rows == 1 or stride == columns for rows, columns, stride in arrays):
+        return tuple(Rows(1, rows * columns, 0) for rows, columns, _ in arrays)
+    return arrays
 
 
 def vector_width(*operands: tuple[int, int, tuple[int, ...]]) -> int:
@@ -80,23 +87,19 @@ def vector_width(*operands: tuple[int, int, tuple[int, ...]]) -> int:
 
     Parameters
     ----------
-    *operands : (pointer, itemsize, strides)
-        Address of the first element, bytes of one, and the strides in elements between rows.
+    *operands : (address, itemsize, strides)
+        Address of the first element modulo `ACCESS_BYTES`, bytes of one, strides between rows in elements.
     """
-    width = VECTOR_BYTES // min(itemsize for _, itemsize, _ in operands)
-    for pointer, itemsize, strides in operands:
-        bits = pointer
-        for stride in strides:
-            bits |= stride * itemsize
-        # The lowest bit set is what all addresses of rows are multiples of; 0 is a multiple of everything.
-        while width > 1 and bits % min(width * itemsize, VECTOR_BYTES):
-            width //= 2
+    width = ACCESS_BYTES // max(itemsize for _, itemsize, _ in operands)
+    for address, itemsize, strides in operands:
+        for distance in (address, *(stride * itemsize for stride in strides)):
+            while distance % (width * itemsize):
+                width //= 2
     return width
 
 
-@lru_cache(maxsize=4096)
 def share(rows: int, columns: int, vector: int) -> Share:
-    """Share a [rows, columns] array among threads that take `vector` elements at a time; neither size is 0."""
+    """Share a [rows, columns] array, neither 0, among threads that take `vector` elements at a time."""
     row_threads = min(BLOCK, power_of_two(-(-columns // vector)))
     blocks_per_row = min(MAX_BLOCKS, -(-columns // (row_threads * vector)))
     groups = min(MAX_BLOCKS // blocks_per_row, -(-rows // (BLOCK // row_threads)))
@@ -110,14 +113,17 @@ def power_of_two(least: int) -> int:
 
 
 def check_device(stream: Stream, **tensors: DeviceTensor) -> None:
-    """Check that all tensors are on the stream's device.
+    """Check that the tensors' memory is there, on the stream's device.
 
     Raises
     ------
     ArgumentError
-        One is not; the message names it.
+        One is on another device; the message names it.
+    ClosedError
+        A buffer was closed.
     """
     for name, tensor in tensors.items():
+        tensor.buffer.pointer  # noqa: B018  raises if the buffer is closed
         if tensor.device is not stream.device:
             raise ArgumentError(
                 f"{name} is on device {tensor.device.index}; the stream is on {stream.device.index}"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels.rows import as_rows, check_device, share, vector_width
-from hipattn.runtime.module import Arguments
+from hipattn.kernels.rows import ACCESS_BYTES, as_rows, check_device, joined, share, vector_width
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
@@ -18,14 +23,14 @@ __all__ = ["ScaleParams", "launch", "specialise"]
 class ScaleParams(Arguments):
     """What ``scale_inplace`` takes."""
 
-    _fields_ = [
+    _fields_ = (
         ("x", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("blocks_per_row", ctypes.c_uint32),
         ("factor", ctypes.c_float),
-    ]
+    )
 
 
 def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
@@ -53,12 +58,21 @@ def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:
         The launch fails.
     """
     check_device(stream, x=x)
-    rows, columns, stride = as_rows("x", x.shape, x.strides)
-    if not rows * columns:
+    plan = _plan(stream.device, x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES)
+    if plan is None:
         return
-    vector = vector_width((x.pointer, x.dtype.itemsize, (stride,) if rows > 1 else ()))
-    constants, blocks_per_row, config = share(rows, columns, vector)
-    kernel = load(specialise(x.dtype.name, constants), stream.device)
-    arguments = ScaleParams(x.pointer, rows, columns, stride, blocks_per_row, factor)
-    kernel.launch(stream, config, arguments)
+    kernel, config, sizes = plan
+    kernel.launch(stream, config, ScaleParams(x.pointer, *sizes, factor))
     x.buffer.used_on(stream)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], address: int
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    (x,) = joined(as_rows("x", shape, strides))
+    if not x.rows * x.columns:
+        return None
+    vector = vector_width((address, dtype.itemsize, (x.stride,)))
+    constants, blocks_per_row, config = share(x.rows, x.columns, vector)
+    return load(specialise(dtype.name, constants), device), config, (*x, blocks_per_row)

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import BLOCK, MAX_BLOCKS, as_rows, check_device, power_of_two, vector_width
-from hipattn.runtime.module import Arguments, LaunchConfig
+from hipattn.kernels.rows import (
+    ACCESS_BYTES,
+    BLOCK,
+    MAX_BLOCKS,
+    as_rows,
+    check_device,
+    power_of_two,
+    vector_width,
+)
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor
 
 __all__ = ["SoftmaxParams", "choose", "launch", "specialise"]
 
 MAX_HELD = 32  # elements of a row that a thread keeps in registers
-MAX_BLOCK = 1024
+MAX_BLOCK = 512  # with 1024 threads, older chips have 64 registers a thread: too few to hold 32 elements
 MIN_GROUP = 8  # threads that take a row; fewer would not fill a memory transaction
 
 
 class SoftmaxParams(Arguments):
     """What ``attention_softmax`` takes."""
 
-    _fields_ = [
+    _fields_ = (
         ("scores", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("lse", ctypes.c_void_p),
@@ -33,18 +44,17 @@ class SoftmaxParams(Arguments):
         ("columns", ctypes.c_int64),
         ("in_stride", ctypes.c_int64),
         ("out_stride", ctypes.c_int64),
-    ]
+    )
 
 
-@lru_cache(maxsize=4096)
 def choose(columns: int, vector: int, wave: int) -> Mapping[str, int]:
     """Decide how many threads take a row, and how much of it each keeps in registers.
 
     Returns
     -------
     constants : mapping
-        BLOCK, GROUP (threads of a row: part of a wave, a wave, or the block), HELD (0: the row is read twice) and
-        VECTOR.
+        BLOCK, GROUP (threads of a row: part of a wave, a wave, or the block), HELD (0: the row is read twice)
+        and VECTOR.
     """
     group = max(MIN_GROUP, min(wave, power_of_two(-(-columns // vector))))
     if columns > wave * MAX_HELD:
@@ -93,35 +103,55 @@ def launch(
     """
     out = scores if out is None else out
     check_device(stream, scores=scores, out=out)
-    if out.shape != scores.shape or not scores.shape:
-        raise ArgumentError(
-            f"out has shape {out.shape} and scores {scores.shape}; both take [..., columns], the same"
-        )
     if lse is not None:
         check_device(stream, lse=lse)
         if lse.shape != scores.shape[:-1] or lse.dtype != FLOAT32 or not lse.is_contiguous:
             layout = "contiguous" if lse.is_contiguous else "not contiguous"
             raise ArgumentError(
-                f"lse is {lse.dtype.name} {lse.shape}, {layout}; it takes float32 {scores.shape[:-1]}, contiguous"
+                f"lse is {lse.dtype.name} {lse.shape}, {layout}; "
+                f"it takes float32 {scores.shape[:-1]}, contiguous"
             )
-    rows, columns, in_stride = as_rows("scores", scores.shape, scores.strides)
-    out_stride = as_rows("out", out.shape, out.strides).stride
-    if not rows or (not columns and lse is None):
+    plan = _plan(stream.device, *_facts(scores), *_facts(out), lse is not None)
+    if plan is None:
         return
-    vector = vector_width(
-        (scores.pointer, scores.dtype.itemsize, (in_stride,)),
-        (out.pointer, out.dtype.itemsize, (out_stride,)),
-    )
-    constants = choose(columns, vector, stream.device.wave_size)
-    kernel = load(
-        specialise(scores.dtype.name, out.dtype.name, constants, lse=lse is not None), stream.device
-    )
-    block = constants["BLOCK"]
-    grid = min(MAX_BLOCKS, math.ceil(rows * constants["GROUP"] / block))
-    arguments = SoftmaxParams(
-        scores.pointer, out.pointer, lse.pointer if lse else None, rows, columns, in_stride, out_stride
-    )
-    kernel.launch(stream, LaunchConfig(grid, block), arguments)
+    kernel, config, sizes = plan
+    arguments = SoftmaxParams(scores.pointer, out.pointer, lse.pointer if lse is not None else None, *sizes)
+    kernel.launch(stream, config, arguments)
     for tensor in (scores, out, lse):
         if tensor is not None:
             tensor.buffer.used_on(stream)
+
+
+def _facts(x: DeviceTensor) -> tuple[Any, ...]:
+    return x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device,
+    in_dtype: np.dtype[Any],
+    in_shape: tuple[int, ...],
+    in_strides: tuple[int, ...],
+    in_address: int,
+    out_dtype: np.dtype[Any],
+    out_shape: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    out_address: int,
+    lse: bool,
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    if in_shape != out_shape or not in_shape:
+        raise ArgumentError(
+            f"scores has shape {in_shape} and out {out_shape}; both take [..., columns], the same"
+        )
+    rows, columns, in_stride = as_rows("scores", in_shape, in_strides)
+    out_stride = as_rows("out", out_shape, out_strides).stride
+    if not rows or (not columns and not lse):
+        return None
+    vector = vector_width(
+        (in_address, in_dtype.itemsize, (in_stride,)), (out_address, out_dtype.itemsize, (out_stride,))
+    )
+    constants = choose(columns, vector, device.wave_size)
+    kernel = load(specialise(in_dtype.name, out_dtype.name, constants, lse=lse), device)
+    blocks = -(-rows * constants["GROUP"] // constants["BLOCK"])
+    config = LaunchConfig(min(MAX_BLOCKS, blocks), constants["BLOCK"])
+    return kernel, config, (rows, columns, in_stride, out_stride)

@@ -20,10 +20,10 @@ __device__ inline float exp2_fast(float x) {
 #endif
 }
 
-// N neighbours that move in one access of at most 16 bytes, or in several of 16.
+// N neighbours that move in one access.
 template <typename T, int N>
-struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Vec {
-    static_assert((N & (N - 1)) == 0, "a vector has 1, 2, 4, ... elements");
+struct alignas(N * sizeof(T)) Vec {
+    static_assert((N & (N - 1)) == 0 && N * sizeof(T) <= 16, "an access moves 1, 2, 4, ... elements, up to 16 bytes");
     T at[N];
 };
 
