@@ -199,17 +199,10 @@ bool compile(Program& p, int count, const char* const* given) {
     return done;
 }
 
-bool failed(const char* call, hiprtcResult& result) {
-    int code = sim_should_fail(call);
-    result = (hiprtcResult)code;
-    return code != 0;
-}
-
 }  // namespace
 
-#define ENTRY(call)          \
-    hiprtcResult injected;   \
-    if (failed(#call, injected)) return injected;
+#define ENTER(call) \
+    if (sim_should_fail(#call)) return HIPRTC_ERROR_INTERNAL_ERROR
 
 EXPORT const char* hiprtcGetErrorString(hiprtcResult result) {
     switch (result) {
@@ -234,7 +227,7 @@ EXPORT const char* hiprtcGetErrorString(hiprtcResult result) {
 }
 
 EXPORT hiprtcResult hiprtcVersion(int* major, int* minor) {
-    ENTRY(hiprtcVersion)
+    ENTER(hiprtcVersion);
     if (!major || !minor) return HIPRTC_ERROR_INVALID_INPUT;
     *major = 9;
     *minor = 0;
@@ -243,7 +236,7 @@ EXPORT hiprtcResult hiprtcVersion(int* major, int* minor) {
 
 EXPORT hiprtcResult hiprtcCreateProgram(Program** made, const char* source, const char* name, int headers,
                                         const char* const* texts, const char* const* names) {
-    ENTRY(hiprtcCreateProgram)
+    ENTER(hiprtcCreateProgram);
     if (!made || !source || headers < 0 || (headers && (!texts || !names))) return HIPRTC_ERROR_INVALID_INPUT;
     auto* p = make<Program>();
     p->source.add(source);
@@ -257,7 +250,7 @@ EXPORT hiprtcResult hiprtcCreateProgram(Program** made, const char* source, cons
 }
 
 EXPORT hiprtcResult hiprtcDestroyProgram(Program** program) {
-    ENTRY(hiprtcDestroyProgram)
+    ENTER(hiprtcDestroyProgram);
     if (!program || !*program) return HIPRTC_ERROR_INVALID_INPUT;
     (*program)->~Program();
     free(*program);
@@ -266,7 +259,7 @@ EXPORT hiprtcResult hiprtcDestroyProgram(Program** program) {
 }
 
 EXPORT hiprtcResult hiprtcAddNameExpression(Program* p, const char* expression) {
-    ENTRY(hiprtcAddNameExpression)
+    ENTER(hiprtcAddNameExpression);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!expression) return HIPRTC_ERROR_INVALID_INPUT;
     if (p->compiled) return HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION;
@@ -275,7 +268,7 @@ EXPORT hiprtcResult hiprtcAddNameExpression(Program* p, const char* expression) 
 }
 
 EXPORT hiprtcResult hiprtcCompileProgram(Program* p, int count, const char* const* options) {
-    ENTRY(hiprtcCompileProgram)
+    ENTER(hiprtcCompileProgram);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (count < 0 || (count && !options)) return HIPRTC_ERROR_INVALID_INPUT;
     p->compiled = true;
@@ -288,7 +281,7 @@ EXPORT hiprtcResult hiprtcCompileProgram(Program* p, int count, const char* cons
 }
 
 EXPORT hiprtcResult hiprtcGetLoweredName(Program* p, const char* expression, const char** lowered) {
-    ENTRY(hiprtcGetLoweredName)
+    ENTER(hiprtcGetLoweredName);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!expression || !lowered) return HIPRTC_ERROR_INVALID_INPUT;
     if (!p->code.size) return HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION;
@@ -302,7 +295,7 @@ EXPORT hiprtcResult hiprtcGetLoweredName(Program* p, const char* expression, con
 
 // The log's size counts its final zero; there is none of an empty log, as in AMD's.
 EXPORT hiprtcResult hiprtcGetProgramLogSize(Program* p, size_t* size) {
-    ENTRY(hiprtcGetProgramLogSize)
+    ENTER(hiprtcGetProgramLogSize);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!size) return HIPRTC_ERROR_INVALID_INPUT;
     *size = p->log.size ? p->log.size + 1 : 0;
@@ -310,7 +303,7 @@ EXPORT hiprtcResult hiprtcGetProgramLogSize(Program* p, size_t* size) {
 }
 
 EXPORT hiprtcResult hiprtcGetProgramLog(Program* p, char* log) {
-    ENTRY(hiprtcGetProgramLog)
+    ENTER(hiprtcGetProgramLog);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!log) return HIPRTC_ERROR_INVALID_INPUT;
     if (p->log.size) memcpy(log, p->log.c_str(), p->log.size + 1);
@@ -318,7 +311,7 @@ EXPORT hiprtcResult hiprtcGetProgramLog(Program* p, char* log) {
 }
 
 EXPORT hiprtcResult hiprtcGetCodeSize(Program* p, size_t* size) {
-    ENTRY(hiprtcGetCodeSize)
+    ENTER(hiprtcGetCodeSize);
     if (!p || !p->code.size) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!size) return HIPRTC_ERROR_INVALID_INPUT;
     *size = p->code.size;
@@ -326,7 +319,7 @@ EXPORT hiprtcResult hiprtcGetCodeSize(Program* p, size_t* size) {
 }
 
 EXPORT hiprtcResult hiprtcGetCode(Program* p, char* code) {
-    ENTRY(hiprtcGetCode)
+    ENTER(hiprtcGetCode);
     if (!p || !p->code.size) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!code) return HIPRTC_ERROR_INVALID_INPUT;
     memcpy(code, p->code.data, p->code.size);
@@ -335,10 +328,10 @@ EXPORT hiprtcResult hiprtcGetCode(Program* p, char* code) {
 
 // Only a program compiled with -fgpu-rdc has bitcode, and none is here.
 EXPORT hiprtcResult hiprtcGetBitcodeSize(Program*, size_t*) {
-    ENTRY(hiprtcGetBitcodeSize)
+    ENTER(hiprtcGetBitcodeSize);
     return HIPRTC_ERROR_INVALID_PROGRAM;
 }
 EXPORT hiprtcResult hiprtcGetBitcode(Program*, char*) {
-    ENTRY(hiprtcGetBitcode)
+    ENTER(hiprtcGetBitcode);
     return HIPRTC_ERROR_INVALID_PROGRAM;
 }
