@@ -1,0 +1,117 @@
+"""Benchmarks of what the host pays per call. Run with ``pytest tests/benchmarks --benchmark-only``.
+
+They report figures; they assert none. On the cpu platform the library calls themselves are the simulator's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from hipattn import Device, HipAttentionKernels, LaunchConfig, Module, Stream
+from hipattn.compiler.cache import DiskCache
+from hipattn.compiler.program import Program
+from hipattn.runtime import Arguments, Kernel, bindings
+from tests.helpers.inputs import poisoned, qkv, upload
+
+CONFIG = LaunchConfig(1, 1)
+
+
+class NoParams(Arguments):
+    _fields_ = [("unused", ctypes.c_int32)]
+
+
+SOURCE = 'struct NoParams { int unused; };\nextern "C" __global__ void empty(NoParams) {}'
+
+
+@pytest.fixture
+def empty(device: Device) -> Kernel:
+    return Module(Program(SOURCE).compile(device.arch).image, device).kernel("empty", NoParams)
+
+
+def drained(stream: Stream, call: Any) -> Any:
+    """Return `call`, which now and then waits, so that the stream's queue does not grow without end."""
+    count = iter(range(10**9))
+
+    def run() -> None:
+        call()
+        if next(count) % 256 == 0:
+            stream.sync()
+
+    return run
+
+
+def test_bindings_launch(benchmark: BenchmarkFixture, stream: Stream, empty: Kernel) -> None:
+    """The bindings' own call, the floor of `Kernel.launch`."""
+    extra = NoParams(0).extra
+    function, native = empty._function, stream.native
+    call = bindings.hip.hipModuleLaunchKernel
+    benchmark(drained(stream, lambda: call(function, 1, 1, 1, 1, 1, 1, 0, native, None, extra)))
+
+
+def test_launch(benchmark: BenchmarkFixture, stream: Stream, empty: Kernel) -> None:
+    arguments = NoParams(0)
+    benchmark(drained(stream, lambda: empty.launch(stream, CONFIG, arguments)))
+
+
+def test_launch_with_new_arguments(benchmark: BenchmarkFixture, stream: Stream, empty: Kernel) -> None:
+    benchmark(drained(stream, lambda: empty.launch(stream, CONFIG, NoParams(0))))
+
+
+class Nothing:
+    """Stands for a binding module whose calls do nothing: what remains is hipattn's own time."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._module, name)
+        if isinstance(attribute, type) or not callable(attribute):
+            return attribute
+        return lambda *_: (0, 0)
+
+
+def test_staged_outside_the_libraries(
+    benchmark: BenchmarkFixture, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm `compute_attention` with library calls that do nothing."""
+    tensors = upload(stream, *qkv(batch=1, seq_q=4, dtype=np.float16))
+    out = poisoned(stream, tensors[0].shape, np.float16)
+    with HipAttentionKernels(stream.device) as kernels:
+        kernels.compute_attention(*tensors, causal=True, out=out, stream=stream)
+        with monkeypatch.context() as patch:
+            for name in ("hip", "hipblas"):
+                patch.setattr(bindings, name, Nothing(getattr(bindings, name)))
+            benchmark(lambda: kernels.compute_attention(*tensors, causal=True, out=out, stream=stream))
+
+
+def test_load_from_the_disk_cache(benchmark: BenchmarkFixture, device: Device, tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path)
+    Program(SOURCE).compile(device.arch, cache)
+
+    def load() -> None:
+        Module(Program(SOURCE).compile(device.arch, cache).image, device).kernel("empty", NoParams)
+
+    benchmark(load)
+
+
+def test_fresh_compile(benchmark: BenchmarkFixture, device: Device) -> None:
+    count = iter(range(10**9))
+    benchmark.pedantic(lambda: Program(f"{SOURCE}\n// {next(count)}").compile(device.arch), rounds=5)
+
+
+def test_simulated_attention(benchmark: BenchmarkFixture, stream: Stream) -> None:
+    """Batch 1, 4 heads, 256 x 256, head_dim 64."""
+    tensors = upload(stream, *qkv(batch=1, seq_q=256, head_dim=64, dtype=np.float16))
+    with HipAttentionKernels(stream.device) as kernels:
+
+        def run() -> None:
+            kernels.compute_attention(*tensors, causal=True, stream=stream)
+            stream.sync()
+
+        benchmark.pedantic(run, rounds=5, warmup_rounds=1)
