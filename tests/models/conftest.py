@@ -1,0 +1,112 @@
+"""A tiny GGUF with a tokenizer and one layer, made here; and the real model, where it can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hipattn.errors import ModelError
+from hipattn.models import fetch, smollm2
+
+METADATA = {
+    "llama.block_count": 1,
+    "llama.context_length": 16,
+    "llama.embedding_length": 32,
+    "llama.feed_forward_length": 64,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.rope.freq_base": 100.0,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ("Ġ t", "h e", "Ġt he", "' s")
+
+
+def byte_letters() -> dict[int, str]:
+    """GPT-2's letters for the 256 bytes: a printable one is itself, the others follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+VOCABULARY = (*CONTROL, *byte_letters().values(), *(merge.replace(" ", "") for merge in MERGES))
+
+
+def _tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (len(VOCABULARY), 32),
+        "blk.0.attn_norm": (32,),
+        "blk.0.attn_q": (32, 32),
+        "blk.0.attn_k": (16, 32),
+        "blk.0.attn_v": (16, 32),
+    }
+    return {f"{n}.weight": rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+
+
+TENSORS = _tensors()
+
+Maker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_gguf(tmp_path: Path) -> Maker:
+    """A function that writes a GGUF and returns its path.
+
+    `changes` replaces keys (None drops one); `tensors` are name → array or (bytes, GGMLQuantizationType).
+    """
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+
+    def make(
+        changes: dict[str, Any] | None = None,
+        *,
+        architecture: str = "llama",
+        tensors: dict[str, Any] = TENSORS,
+    ) -> Path:
+        path = tmp_path / "made.gguf"
+        writer = gguf.GGUFWriter(path, architecture)
+        tokenizer: dict[str, Any] = {"model": "gpt2", "pre": "smollm", "tokens": VOCABULARY, "merges": MERGES}
+        tokenizer["token_type"] = [3 if word in CONTROL else 1 for word in VOCABULARY]
+        tokenizer |= {"bos_token_id": 1, "eos_token_id": 2, "add_bos_token": False}
+        entries = METADATA | {f"tokenizer.ggml.{key}": value for key, value in tokenizer.items()}
+        for key, value in (entries | (changes or {})).items():
+            if isinstance(value, bool):
+                writer.add_bool(key, value)
+            elif isinstance(value, int):
+                writer.add_uint32(key, value)
+            elif isinstance(value, float):
+                writer.add_float32(key, value)
+            elif isinstance(value, str):
+                writer.add_string(key, value)
+            elif value is not None:
+                writer.add_array(key, list(value))
+        for name, value in tensors.items():
+            data, kind = value if isinstance(value, tuple) else (value, None)
+            writer.add_tensor(name, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_model(request: pytest.FixtureRequest) -> smollm2.SmolLM2:
+    """SmolLM2's weights. Only `pytest -m model` downloads them."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+    if fetch.find(smollm2.FILE) is None and request.config.option.markexpr != "model":
+        pytest.skip(f"{smollm2.FILE.cached} does not exist: pytest -m model fetches it")
+    try:
+        path = fetch.fetch(smollm2.FILE)
+    except ModelError as error:
+        pytest.skip(str(error))
+    return smollm2.load(path)
