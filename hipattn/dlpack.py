@@ -1,6 +1,6 @@
 """DLPack: hand memory to another array library, and take memory from one, without copying.
 
-The structures are those of ``dlpack.h`` 1.0. The exchange is described in the Python array API standard, "Data
+The structures are those of ``dlpack.h`` 1.0; the exchange is that of the Python array API standard, "Data
 interchange mechanisms".
 """
 
@@ -16,14 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hipattn.errors import ArgumentError
+from hipattn.layout import row_major, span
 
-__all__ = ["CPU", "DEVICE_NAMES", "HOST", "ROCM", "Memory", "from_capsule", "to_capsule"]
+__all__ = ["CPU", "HOST", "ROCM", "Memory", "device_name", "from_capsule", "to_capsule"]
 
 CPU, ROCM = 1, 10
-DEVICE_NAMES = {
-    **{1: "CPU", 2: "CUDA", 3: "CUDAHost", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 9: "VPI", 10: "ROCM"},
-    **{11: "ROCMHost", 13: "CUDAManaged", 14: "oneAPI", 15: "WebGPU", 16: "Hexagon", 17: "MAIA"},
-}
+_DEVICE_NAMES = {1: "CPU", 2: "CUDA", 3: "CUDAHost", 8: "Metal", 10: "ROCM", 11: "ROCMHost", 14: "oneAPI"}
 HOST = (1, 3, 11)  # device types whose memory the CPU reads
 
 _IS_COPIED = 2  # DLPACK_FLAG_BITMASK_IS_COPIED
@@ -81,6 +79,11 @@ _KINDS: tuple[tuple[bytes, bytes, type[_Managed] | type[_Versioned]], ...] = (
     (b"dltensor", b"used_dltensor", _Managed),
 )
 
+for _, _used, _ in _KINDS:
+    ctypes.pythonapi.Py_IncRef(
+        ctypes.py_object(_used)
+    )  # a capsule may outlive this module, and points to its name
+
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
@@ -119,10 +122,9 @@ class Memory:
     owner: Any = field(repr=False)
 
     @property
-    def device_name(self) -> str:
-        """The device in words: "CUDA device 0"."""
-        kind, index = self.device
-        return f"{DEVICE_NAMES.get(kind, f'DLPack type {kind}')} device {index}"
+    def nbytes(self) -> int:
+        """Bytes from the first element to the last one, both included."""
+        return span(self.shape, self.strides) * self.dtype.itemsize
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -141,6 +143,11 @@ class Memory:
         return np.asarray(self).view(self.dtype)
 
 
+def device_name(kind: int, index: int) -> str:
+    """Return a device in words: "CUDA device 0"."""
+    return f"{_DEVICE_NAMES.get(kind, f'DLPack type {kind}')} device {index}"
+
+
 def to_capsule(memory: Memory, max_version: tuple[int, int] | None = None, *, copied: bool = False) -> Any:
     """Return a DLPack capsule over memory, which keeps the owner alive until the consumer is done.
 
@@ -153,8 +160,8 @@ def to_capsule(memory: Memory, max_version: tuple[int, int] | None = None, *, co
     copied
         Whether the memory was copied for the consumer.
     """
-    # NumPy makes the capsule, over an array that it cannot read: its deleter is native code, which may be called from
-    # any thread and after the interpreter has ended. Then device and dtype are put right.
+    # NumPy makes the capsule, over an array that it does not read: its deleter is native code, which may be
+    # called from any thread and after the interpreter has ended. Then device and dtype are put right.
     versioned = _NUMPY_IS_VERSIONED and max_version is not None and tuple(max_version) >= (1, 0)
     array: Any = np.asarray(memory)
     capsule = array.__dlpack__(max_version=(1, 0)) if versioned else array.__dlpack__()
@@ -185,12 +192,14 @@ def from_capsule(capsule: Any, argument: str = "array") -> Memory:
     Raises
     ------
     ArgumentError
-        It is no DLPack capsule or one that was used, its version or dtype is not accepted, or a stride is negative.
-        The capsule stays the producer's.
+        It is no DLPack capsule or one that was used, its version or dtype is not accepted, or a stride is
+        negative. The capsule stays the producer's.
     """
     managed = _managed(capsule, argument)
     if isinstance(managed, _Versioned) and managed.major != 1:
-        raise ArgumentError(f"{argument} is DLPack version {managed.major}.{managed.minor}; accepted: 1 and older")
+        raise ArgumentError(
+            f"{argument} is DLPack version {managed.major}.{managed.minor}; accepted: 1 and older"
+        )
     tensor = managed.tensor
     kind = tensor.dtype
     dtype = _DTYPES.get((kind.code, kind.bits, kind.lanes))
@@ -199,12 +208,10 @@ def from_capsule(capsule: Any, argument: str = "array") -> Memory:
         lanes = f" in vectors of {kind.lanes}" if kind.lanes != 1 else ""
         raise ArgumentError(f"{argument} is {name}{lanes}; accepted: {', '.join(_CODES)}")
     shape = tuple(tensor.shape[: tensor.ndim])
-    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _row_major(shape)
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else row_major(shape)
     if min(strides, default=0) < 0:
         raise ArgumentError(f"{argument} has strides {strides} (in elements); none may be negative")
-    for name, used, _ in _KINDS:
-        if _is_valid(capsule, name):
-            _set_name(capsule, used)
+    _set_name(capsule, next(used for name, used, _ in _KINDS if _is_valid(capsule, name)))
     pointer = (tensor.data or 0) + tensor.byte_offset
     return Memory(pointer, shape, strides, dtype, (tensor.device.type, tensor.device.index), _Owner(managed))
 
@@ -226,11 +233,3 @@ def _managed(capsule: Any, argument: str = "array") -> _Managed | _Versioned:
         if _is_valid(capsule, name):
             return kind.from_address(_get_pointer(capsule, name))
     raise ArgumentError(f"{argument} gave {capsule!r}; it takes a DLPack capsule that was not used before")
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))

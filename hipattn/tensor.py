@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +12,8 @@ import numpy.typing as npt
 
 from hipattn import dlpack
 from hipattn.errors import ArgumentError
+from hipattn.interchange import borrow, check_device
+from hipattn.layout import row_major, span
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.buffer import DeviceBuffer
@@ -33,24 +36,20 @@ def as_dtype(dtype: npt.DTypeLike, argument: str = "dtype") -> np.dtype[Any]:
     ArgumentError
         It is another dtype.
     """
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    try:
+        name = dtype if dtype == "bfloat16" else np.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
     if name not in _DTYPES:
         raise ArgumentError(f"{argument} is {name}; accepted: {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
 class DeviceTensor:
     """A view of device memory, which it keeps alive.
 
-    Make one with `empty`, `from_numpy` or `asarray`; slices, `transpose` and `reshape` are views of the same memory.
+    Make one with `empty`, `from_numpy` or `asarray`; slices, `transpose` and `reshape` are views of the same
+    memory. It is exchanged with other libraries through DLPack and ``__cuda_array_interface__``.
 
     Parameters
     ----------
@@ -90,15 +89,17 @@ class DeviceTensor:
     ) -> None:
         self.dtype = as_dtype(dtype)
         self.shape = _sizes(shape)
-        self.strides = _row_major(self.shape) if strides is None else tuple(strides)
-        self.offset = offset
-        if len(self.strides) != len(self.shape) or min((*self.strides, offset, 0)) < 0:
-            raise ArgumentError(f"strides {strides} and offset {offset} do not fit shape {shape}; none may be negative")
-        last = offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
-        if 0 not in self.shape and (last + 1) * self.dtype.itemsize > buffer.nbytes:
+        self.strides = row_major(self.shape) if strides is None else _sizes(strides, "strides")
+        (self.offset,) = _sizes((offset,), "offset")
+        if len(self.strides) != len(self.shape):
             raise ArgumentError(
-                f"shape {self.shape} with strides {self.strides} at {offset} ends at byte "
-                f"{(last + 1) * self.dtype.itemsize} of a buffer of {buffer.nbytes} bytes"
+                f"strides are {self.strides}; shape {self.shape} takes {len(self.shape)} of them"
+            )
+        end = (offset + span(self.shape, self.strides)) * self.dtype.itemsize
+        if 0 not in self.shape and end > buffer.nbytes:
+            raise ArgumentError(
+                f"shape {self.shape} with strides {self.strides} at {offset} ends at byte {end} "
+                f"of a buffer of {buffer.nbytes} bytes"
             )
         self.buffer = buffer
 
@@ -132,15 +133,50 @@ class DeviceTensor:
         """
         host = np.asarray(array)
         kind = as_dtype(host.dtype, "array's dtype")
-        host = np.ascontiguousarray(host)
+        host = np.asarray(host, kind, order="C")  # row-major, in this machine's byte order
         tensor = cls.empty(host.shape, kind, stream=stream)
         tensor._upload(host, stream or tensor.buffer.stream)
         return tensor
 
+    @classmethod
+    def asarray(cls, obj: Any, *, stream: Stream | None = None, argument: str = "array") -> DeviceTensor:
+        """Return an array of any library as a tensor: in place if it is in this platform's device memory.
+
+        Parameters
+        ----------
+        obj
+            A `DeviceTensor` (returned as it is); an array on the device with ``__dlpack__`` or
+            ``__cuda_array_interface__`` (a view, which keeps it alive); an array in host memory, a list or a
+            number (copied to the device; Python's own numbers become float32).
+        stream
+            Where the tensor is to be used: it waits for what the other library does with the array. Default:
+            the device's default stream.
+        argument
+            A name for messages.
+
+        Raises
+        ------
+        ArgumentError
+            The array is on another device or another platform's, or its dtype or strides are not accepted.
+        HipError
+            The device has too little memory.
+        """
+        if isinstance(obj, DeviceTensor):
+            check_device(argument, obj.device.index, stream)
+            return obj
+        found = borrow(obj, stream, argument)
+        if isinstance(found, tuple):
+            buffer, memory = found
+            return cls(buffer, memory.shape, memory.dtype, memory.strides)
+        as_dtype(found.dtype, argument)
+        return cls.from_numpy(found, stream=stream)
+
     def _upload(self, host: npt.NDArray[Any], stream: Stream) -> None:
         if host.nbytes:
             kind = bindings.hip.hipMemcpyKind.hipMemcpyHostToDevice
-            result = bindings.hip.hipMemcpyAsync(self.pointer, host.ctypes.data, host.nbytes, kind, stream.native)
+            result = bindings.hip.hipMemcpyAsync(
+                self.pointer, host.ctypes.data, host.nbytes, kind, stream.native
+            )
             check(result, "hipMemcpyAsync", kind="host to device", bytes=host.nbytes)
             self.buffer.used_on(stream)
             stream.sync()
@@ -160,45 +196,47 @@ class DeviceTensor:
             raise ArgumentError(f"array has shape {host.shape}; the tensor takes {self.shape}")
         where = stream or self.buffer.stream
         if self.is_contiguous:
-            self._upload(np.ascontiguousarray(host, self.dtype), where)
+            self._upload(np.asarray(host, self.dtype, order="C"), where)
             return
-        around = self._view((self._span(),), (1,), self.offset)
+        around = self._view((span(self.shape, self.strides),), (1,), self.offset)
         flat = around.numpy(stream=stream)
         steps = tuple(step * self.dtype.itemsize for step in self.strides)
         np.lib.stride_tricks.as_strided(flat, self.shape, steps)[...] = host
         around._upload(flat, where)
 
     def numpy(self, *, stream: Stream | None = None) -> npt.NDArray[Any]:
-        """Copy the tensor to the host. Synchronises first: with `stream`, or with every stream that used the memory.
+        """Copy the tensor to the host. Synchronises: with `stream`, or with all streams that use the memory.
 
         Raises
         ------
         HipError
             Work that came before failed.
         """
-        streams = (stream,) if stream else self.buffer.streams()
-        for other in streams[1:]:
-            if not other.closed:
-                other.sync()
-        first = streams[0]
-        if first.closed:
-            first = self.device.default_stream
-        span = self._span()
-        host = np.empty(span, self.dtype)
-        if span:
+        stream = stream or self.buffer.join()
+        host = np.empty(span(self.shape, self.strides), self.dtype)
+        if host.size:
             kind = bindings.hip.hipMemcpyKind.hipMemcpyDeviceToHost
-            result = bindings.hip.hipMemcpyAsync(host.ctypes.data, self.pointer, host.nbytes, kind, first.native)
+            result = bindings.hip.hipMemcpyAsync(
+                host.ctypes.data, self.pointer, host.nbytes, kind, stream.native
+            )
             check(result, "hipMemcpyAsync", kind="device to host", bytes=host.nbytes)
-        first.sync()
+        stream.sync()
+        if self.is_contiguous:
+            return host.reshape(self.shape)
         steps = tuple(step * self.dtype.itemsize for step in self.strides)
-        view = np.lib.stride_tricks.as_strided(host, self.shape, steps)
-        return view if self.is_contiguous else np.ascontiguousarray(view)
+        return np.array(np.lib.stride_tricks.as_strided(host, self.shape, steps), order="C")
 
-    def _span(self) -> int:
-        """Return how many elements lie between the first and the last one, both included."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+    def _copy(self) -> DeviceTensor:
+        """Copy to new memory with the same strides, after all work that uses this one."""
+        stream = self.buffer.join()
+        nbytes = span(self.shape, self.strides) * self.dtype.itemsize
+        copy = DeviceTensor(DeviceBuffer(nbytes, stream), self.shape, self.dtype, self.strides)
+        if nbytes:
+            kind = bindings.hip.hipMemcpyKind.hipMemcpyDeviceToDevice
+            result = bindings.hip.hipMemcpyAsync(copy.pointer, self.pointer, nbytes, kind, stream.native)
+            check(result, "hipMemcpyAsync", kind="device to device", bytes=nbytes)
+            self.buffer.used_on(stream)
+        return copy
 
     @property
     def pointer(self) -> int:
@@ -234,9 +272,10 @@ class DeviceTensor:
     @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie row-major without gaps."""
-        expected = _row_major(self.shape)
+        expected = row_major(self.shape)
         return self.size == 0 or all(
-            size == 1 or step == want for size, step, want in zip(self.shape, self.strides, expected, strict=True)
+            size == 1 or step == want
+            for size, step, want in zip(self.shape, self.strides, expected, strict=True)
         )
 
     def _view(self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> DeviceTensor:
@@ -263,12 +302,13 @@ class DeviceTensor:
                 shape.append(max(0, -(-(stop - start) // stride)))
                 strides.append(step * stride)
                 offset += start * step if shape[-1] else 0
-            elif isinstance(item, int):
-                if not -size <= item < size:
-                    raise IndexError(f"index {item} is out of range for axis {axis} of size {size}")
-                offset += (item % size) * step
-            else:
+                continue
+            if isinstance(item, bool) or not hasattr(item, "__index__"):
                 raise ArgumentError(f"index {item!r} is not accepted; accepted: integers, slices, ...")
+            at = operator.index(item)
+            if not -size <= at < size:
+                raise IndexError(f"index {at} is out of range for axis {axis} of size {size}")
+            offset += (at % size) * step
         return self._view(tuple(shape), tuple(strides), offset)
 
     def transpose(self, *axes: int) -> DeviceTensor:
@@ -296,33 +336,89 @@ class DeviceTensor:
         if math.prod(sizes) != self.size or not self.is_contiguous:
             state = "contiguous" if self.is_contiguous else "not contiguous"
             raise ArgumentError(f"shape {self.shape} ({state}) cannot be viewed as {sizes}")
-        return self._view(sizes, _row_major(sizes), self.offset)
+        return self._view(sizes, row_major(sizes), self.offset)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Version 3 of the CUDA array interface, which ROCm builds of CuPy and Numba read too."""
         if self.dtype == BFLOAT16:
             raise AttributeError("__cuda_array_interface__ cannot express bfloat16; use DLPack")
-        self._on_a_gpu("__cuda_array_interface__")
+        if self.device.simulated:
+            raise AttributeError("__cuda_array_interface__ is for memory of a GPU; this one is simulated")
         return {
             "shape": self.shape,
             "strides": tuple(step * self.dtype.itemsize for step in self.strides),
             "typestr": self.dtype.str,
             "data": (self.pointer, False),
-            "stream": self.buffer.stream.handle or 1,  # 1 is the interface's name of the null stream
+            "stream": self.buffer.join().handle or 1,  # 1 is the interface's name of the null stream
             "version": 3,
         }
 
-    def _on_a_gpu(self, attribute: str) -> None:
-        if self.device.simulated:
-            raise AttributeError(f"{attribute} is for memory of a GPU; this tensor is on {self.device.name}")
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return DLPack's device type and index. A simulated device's memory is the CPU's."""
+        return (dlpack.CPU, 0) if self.device.simulated else (dlpack.ROCM, self.device.index)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Export the tensor as a DLPack capsule, which keeps its memory alive unless the buffer is closed.
+
+        Parameters
+        ----------
+        stream
+            Where the consumer will use it: a ``hipStream_t``, made to wait for the work that uses the memory;
+            0 or None for the null stream; -1 for no synchronisation. On a simulated device: None, for which
+            the host waits for the work, or -1.
+        max_version
+            The newest version that the consumer understands.
+        dl_device
+            Where the consumer wants it: nowhere but where it is.
+        copy
+            True: export a copy.
+
+        Raises
+        ------
+        BufferError
+            `dl_device` is another device.
+        ArgumentError
+            `stream` is not accepted.
+        """
+        device = self.__dlpack_device__()
+        if dl_device is not None and tuple(map(int, dl_device)) != device:
+            wanted, there = (dlpack.device_name(*map(int, where)) for where in (dl_device, device))
+            raise BufferError(
+                f"dl_device is {wanted}; the tensor can only be exported on {there}, where it is"
+            )
+        simulated = self.device.simulated
+        if stream is not None and (stream < -1 or stream in (1, 2) or (simulated and stream != -1)):
+            accepted = "None or -1" if simulated else "None, -1, 0 or a hipStream_t (1 and 2 are CUDA's)"
+            raise ArgumentError(f"stream is {stream}; accepted: {accepted}")
+        tensor = self._copy() if copy else self
+        if stream != -1:
+            own = tensor.buffer.join()
+            if simulated:
+                own.sync()
+            elif own.handle != (stream or 0):
+                consumer = Stream.from_handle(stream or 0, self.device)
+                consumer.wait(own)
+                tensor.buffer.used_on(consumer)
+        memory = dlpack.Memory(tensor.pointer, tensor.shape, tensor.strides, tensor.dtype, device, tensor)
+        return dlpack.to_capsule(memory, max_version, copied=bool(copy))
+
+    def __array__(self, *_: Any, **__: Any) -> npt.NDArray[Any]:
+        """Refuse: NumPy would wait for the device without a word."""
+        raise ArgumentError("a DeviceTensor is not a NumPy array; numpy() copies it to the host")
 
     def __repr__(self) -> str:
         return f"<DeviceTensor {self.shape} {self.dtype.name} on device {self.device.index}>"
 
 
-def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    if not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes):
-        raise ArgumentError(f"shape is {shape!r}; it takes integers of 0 or more")
-    return tuple(int(size) for size in sizes)
+def _sizes(values: tuple[int, ...], argument: str = "shape") -> tuple[int, ...]:
+    if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):
+        raise ArgumentError(f"{argument} is {values!r}; it takes integers of 0 or more")
+    return tuple(int(value) for value in values)

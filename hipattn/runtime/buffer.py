@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
-from hipattn.errors import ArgumentError, ClosedError
+from hipattn.errors import ArgumentError, ClosedError, HipError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
@@ -14,22 +13,22 @@ from hipattn.runtime.stream import Stream
 
 __all__ = ["DeviceBuffer", "live"]
 
+# Without a lock, which a destructor could find held by its own thread: each use is one atomic step.
 _live: dict[int, int] = {}
-_live_lock = threading.Lock()
 
 
 def live() -> tuple[int, int]:
     """Return (buffers, bytes) of device memory that `DeviceBuffer` objects own now."""
-    with _live_lock:
-        return len(_live), sum(_live.values())
+    sizes = list(_live.values())
+    return len(sizes), sum(sizes)
 
 
 class DeviceBuffer:
     """A piece of device memory. It frees itself once: when closed, when its context ends, or when collected.
 
-    Allocation is ordered by a stream: the memory may be used in `stream` at once, and in other streams after an
-    event. It is freed after all work that `used_on` was told of, so closing a buffer never pulls memory from under
-    a kernel, and never waits on the host where the device has memory pools.
+    Allocation is ordered by a stream: the memory may be used in `stream` at once, and in other streams after
+    an event. It is freed after all work that `used_on` was told of, so closing a buffer never pulls memory
+    from under a kernel, and never waits on the host where the device has memory pools.
 
     Parameters
     ----------
@@ -62,15 +61,15 @@ class DeviceBuffer:
         self.stream = stream or Device(0).default_stream
         self.device = self.stream.device
         self.nbytes = nbytes
-        self._streams: set[Stream] = set()
+        self._streams: dict[tuple[int, int], Stream] = {}
         self._keep: Any = None
+        self._sync_to_close = False
         native = self.stream.native
         self.device.use()
         if nbytes:
             self._pointer = self._allocate(nbytes, native)
             self._owned = True
-            with _live_lock:
-                _live[id(self)] = nbytes
+            _live[id(self)] = nbytes
         self.closed = False
 
     def _allocate(self, nbytes: int, native: Any) -> int:
@@ -93,16 +92,31 @@ class DeviceBuffer:
         return int(result[1])
 
     @classmethod
-    def wrap(cls, pointer: int, nbytes: int, *, device: Device | None = None, keep: Any = None) -> DeviceBuffer:
-        """Return a buffer over memory that someone else owns and that `keep`, held by the buffer, keeps alive."""
+    def wrap(
+        cls, pointer: int, nbytes: int, *, stream: Stream, keep: Any, sync_to_close: bool = False
+    ) -> DeviceBuffer:
+        """Return a buffer over memory that someone else owns.
+
+        Parameters
+        ----------
+        pointer, nbytes
+            The memory, on the device of `stream`.
+        stream
+            In whose order the owner uses its memory: when the buffer goes, it waits for other streams' work.
+        keep
+            Keeps the memory alive; held by the buffer until then.
+        sync_to_close
+            The owner uses its memory from the host, in no stream's order: the host waits instead.
+        """
         self = cls.__new__(cls)
-        self.device = device or Device(0)
-        self.stream = self.device.default_stream
+        self.stream = stream
+        self.device = stream.device
         self.nbytes = nbytes
         self._pointer = pointer
         self._owned = False
-        self._streams = set()
+        self._streams = {}
         self._keep = keep
+        self._sync_to_close = sync_to_close
         self.closed = False
         return self
 
@@ -120,34 +134,47 @@ class DeviceBuffer:
         return self._pointer
 
     def used_on(self, stream: Stream) -> None:
-        """Note that work in `stream` uses the memory: it is freed only after the work that is in it by then."""
+        """Note that work in `stream` uses the memory: it is freed after what is in the stream by then."""
         if stream is not self.stream:
-            self._streams.add(stream)
+            self._streams[stream.device.index, stream.handle] = stream
 
-    def streams(self) -> tuple[Stream, ...]:
-        """Return the streams whose work may use the memory."""
-        return (self.stream, *self._streams)
+    def join(self) -> Stream:
+        """Return the buffer's stream, made to wait for all work in other streams that uses the memory."""
+        stream = self.device.default_stream if self.stream.closed else self.stream
+        for other in self._streams.values():
+            if not other.closed:  # a closed stream has completed its work
+                stream.wait(other)
+        return stream
 
     def close(self) -> None:
         """Free the memory after the work that uses it. Closing twice does nothing."""
         if self.closed:
             return
         self.closed = True
-        self._keep = None
         pointer, self._pointer = self._pointer, 0
-        if not self._owned:
-            return
-        with _live_lock:
-            _live.pop(id(self), None)
+        try:
+            if self._owned:
+                _live.pop(id(self), None)
+                self._free(pointer)
+            elif self._sync_to_close:
+                self.device.sync()
+            else:
+                self.join()
+        finally:
+            self._keep = None
+
+    def _free(self, pointer: int) -> None:
         self.device.use()
-        if self.device.memory_pools and not self.stream.closed:
-            for stream in self._streams:
-                if not stream.closed:  # a closed stream has completed its work
-                    self.stream.wait(stream)
-            check(bindings.hip.hipFreeAsync(pointer, self.stream.native), "hipFreeAsync", bytes=self.nbytes)
-        else:
-            # hipFree waits for all work of the device.
-            check(bindings.hip.hipFree(pointer), "hipFree", bytes=self.nbytes)
+        if self.device.memory_pools:
+            try:
+                check(
+                    bindings.hip.hipFreeAsync(pointer, self.join().native), "hipFreeAsync", bytes=self.nbytes
+                )
+                return
+            except HipError:
+                pass  # a stream of another library may be gone
+        # hipFree waits for all work of the device.
+        check(bindings.hip.hipFree(pointer), "hipFree", bytes=self.nbytes)
 
     def __enter__(self) -> DeviceBuffer:
         return self
@@ -156,7 +183,7 @@ class DeviceBuffer:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True) and self._owned:
+        if not getattr(self, "closed", True):
             release(self.close)
 
     def __repr__(self) -> str:

@@ -1,0 +1,166 @@
+"""Arrays of other libraries: what they are, where they are, and how to use their memory in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hipattn import dlpack
+from hipattn.dlpack import Memory
+from hipattn.errors import ArgumentError
+from hipattn.layout import row_major
+from hipattn.runtime import bindings
+from hipattn.runtime.buffer import DeviceBuffer
+from hipattn.runtime.device import Device
+from hipattn.runtime.stream import Stream
+
+__all__ = ["borrow", "check_device"]
+
+_TYPESTRS = {np.dtype(kind).str: np.dtype(kind) for kind in (np.float32, np.float16)}
+
+
+def borrow(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
+    """Return the memory of another library's array, or a NumPy array if it is not in device memory.
+
+    Parameters
+    ----------
+    obj
+        An array with ``__dlpack__`` or ``__cuda_array_interface__``, or anything that NumPy takes as one.
+    stream
+        Where the memory is to be used; it waits for what the other library does with it. Default: the
+        device's default stream.
+    argument
+        A name for messages.
+
+    Raises
+    ------
+    ArgumentError
+        The array is on another device or another platform's, or its dtype or strides are not accepted.
+    """
+    if hasattr(obj, "__dlpack_device__") and not isinstance(obj, np.ndarray):
+        return _from_dlpack(obj, stream, argument)
+    if hasattr(obj, "__cuda_array_interface__"):
+        return _from_interface(obj, stream, argument)
+    try:
+        host = np.asarray(obj)
+    except ValueError as error:
+        raise ArgumentError(f"{argument} is no array: {error}") from error
+    if not hasattr(obj, "dtype") and host.dtype in (np.float64, np.int64, np.bool_):
+        host = host.astype(np.float32)  # Python's own numbers
+    return host
+
+
+def check_device(argument: str, index: int, stream: Stream | None) -> None:
+    """Refuse an array on device `index` that is to be used in a stream of another.
+
+    Raises
+    ------
+    ArgumentError
+        They differ, or there is no such device.
+    """
+    if stream is not None and stream.device.index != index:
+        raise ArgumentError(f"{argument} is on device {index}; the stream is of device {stream.device.index}")
+    if not 0 <= index < Device.count():
+        raise ArgumentError(f"{argument} is on device {index}; accepted: 0 to {Device.count() - 1}")
+
+
+def _from_dlpack(
+    obj: Any, stream: Stream | None, argument: str
+) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
+    kind, index = (int(number) for number in obj.__dlpack_device__())
+    platform = bindings.platform()
+    if kind in dlpack.HOST:
+        memory = dlpack.from_capsule(_capsule(obj, argument), argument)
+        device = _device_of(memory.pointer)
+        if device is None:
+            return memory.as_numpy()
+        # A simulated device's memory, which its owner uses from the host.
+        check_device(argument, device.index, stream)
+        return _wrap(memory, stream or device.default_stream, sync_to_close=True), memory
+    if kind != dlpack.ROCM or platform.simulated:
+        accepted = "host memory" if platform.simulated else "ROCM devices and host memory"
+        raise ArgumentError(
+            f"{argument} is on {dlpack.device_name(kind, index)}; "
+            f"accepted on the {platform.name} platform: {accepted}"
+        )
+    check_device(argument, index, stream)
+    stream = stream or Device(index).default_stream
+    memory = dlpack.from_capsule(_capsule(obj, argument, stream=stream.handle), argument)
+    return _wrap(memory, stream), memory
+
+
+def _capsule(obj: Any, argument: str, **stream: int) -> Any:
+    try:
+        try:
+            return obj.__dlpack__(max_version=(1, 0), **stream)
+        except TypeError:  # a producer older than DLPack 1.0
+            return obj.__dlpack__(**stream)
+    except (BufferError, RuntimeError) as error:
+        raise ArgumentError(f"{argument}, a {type(obj).__name__}, cannot be exported: {error}") from error
+
+
+def _from_interface(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer, Memory]:
+    interface = obj.__cuda_array_interface__
+    if interface["version"] not in (2, 3) or interface.get("mask") is not None:
+        mask = "no mask" if interface.get("mask") is None else "a mask"
+        raise ArgumentError(
+            f"{argument} has the CUDA array interface, version {interface['version']}, with {mask}; "
+            "accepted: version 2 or 3 with no mask"
+        )
+    dtype = _TYPESTRS.get(interface["typestr"])
+    if dtype is None:
+        raise ArgumentError(f"{argument} is {interface['typestr']}; accepted: {', '.join(_TYPESTRS)}")
+    shape, steps = tuple(interface["shape"]), interface.get("strides")
+    if any(step < 0 or step % dtype.itemsize for step in steps or ()):
+        raise ArgumentError(
+            f"{argument} has strides {steps} in bytes; accepted: multiples of {dtype.itemsize}, none negative"
+        )
+    strides = row_major(shape) if steps is None else tuple(step // dtype.itemsize for step in steps)
+    pointer = interface["data"][0] or 0
+    if 0 in shape:
+        device: Device | None = stream.device if stream else Device(0)
+    else:
+        device = _device_of(pointer)
+    if device is None:
+        platform = bindings.platform().name
+        raise ArgumentError(
+            f"{argument} is at {pointer:#x}; accepted: device memory of the {platform} platform"
+        )
+    check_device(argument, device.index, stream)
+    stream = stream or device.default_stream
+    owner = _stream_of(interface.get("stream"), device, argument) or stream
+    if owner.handle != stream.handle:
+        stream.wait(owner)
+    memory = Memory(pointer, shape, strides, dtype, (dlpack.ROCM, device.index), obj)
+    return _wrap(memory, owner), memory
+
+
+def _stream_of(handle: int | None, device: Device, argument: str) -> Stream | None:
+    """Return the stream that the CUDA array interface names: 1 the null stream, 2 the thread's own."""
+    if handle is None:
+        return None
+    if handle < 1:
+        raise ArgumentError(
+            f"{argument} has stream {handle}; the CUDA array interface takes None, or 1 and above"
+        )
+    return Stream.from_handle(0 if handle == 1 else handle, device)
+
+
+def _device_of(pointer: int) -> Device | None:
+    """Return the device whose memory an address is in, None for memory of the host."""
+    if not pointer:
+        return None
+    hip = bindings.hip
+    attributes = hip.hipPointerAttribute_t()
+    if hip.hipPointerGetAttributes(attributes, pointer)[0]:
+        hip.hipGetLastError()  # an expected refusal is nobody's error
+        return None
+    return Device(attributes.device) if attributes.type == hip.hipMemoryType.hipMemoryTypeDevice else None
+
+
+def _wrap(memory: Memory, stream: Stream, *, sync_to_close: bool = False) -> DeviceBuffer:
+    return DeviceBuffer.wrap(
+        memory.pointer, memory.nbytes, stream=stream, keep=memory.owner, sync_to_close=sync_to_close
+    )
