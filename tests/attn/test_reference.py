@@ -91,13 +91,13 @@ OPTIONS = {
     "mask_mod": {"mask_mod": lambda b, h, i, j: (i * 3 + j + h + b) % 3 != 0},
     "all": {
         "causal": True, "scale": 1.7, "window": (4, None), "alibi": SLOPES, "softcap": 2.0, "sinks": SINKS,
-        "bias": BIAS, "mask": MASK, "score_mod": lambda s, b, h, i, j: s - 0.2 * (j + h),
-        "mask_mod": lambda b, h, i, j: (i + j) % 4 != 1,
+        "bias": BIAS, "mask": MASK, "score_mod": lambda s, _b, h, _i, j: s - 0.2 * (j + h),
+        "mask_mod": lambda _b, _h, i, j: (i + j) % 4 != 1,
     },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seq_q,seq_k", [(5, 7), (7, 5), (1, 6), (6, 1), (4, 4)])
+@pytest.mark.parametrize(("seq_q", "seq_k"), [(5, 7), (7, 5), (1, 6), (6, 1), (4, 4)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_equals_loops(options, seq_q, seq_k):
     q, k, v = inputs(seq_q=seq_q, seq_k=seq_k)
@@ -109,12 +109,13 @@ def test_equals_loops(options, seq_q, seq_k):
     if "alibi" in options:
         options["alibi_slopes"] = options.pop("alibi")
     out, lse = attention(q, k, v, **options, return_lse=True)
-    assert out.dtype == np.float64 and lse.dtype == np.float32
+    assert out.dtype == np.float64
+    assert lse.dtype == np.float32
     assert_close(out, expected, atol=1e-13, name="out")
     assert_close(lse, expected_lse, atol=1e-6, rtol=1e-6, name="lse")
 
 
-@pytest.mark.parametrize("heads_q,heads_kv", [(1, 1), (3, 3), (6, 2), (4, 1)])
+@pytest.mark.parametrize(("heads_q", "heads_kv"), [(1, 1), (3, 3), (6, 2), (4, 1)])
 def test_query_heads_share_kv_heads(heads_q, heads_kv):
     q, k, v = inputs(heads_q=heads_q, heads_kv=heads_kv)
     assert_close(attention(q, k, v), brute_force(q, k, v)[0], atol=1e-13)
@@ -148,8 +149,10 @@ def test_slopes_of_all_batches():
 def test_query_without_key():
     q, k, v = inputs(seq_q=7, seq_k=4)
     out, lse = attention(q, k, v, causal=True, return_lse=True)
-    assert (out[:, :3] == 0).all() and (lse[:, :, :3] == -np.inf).all()
-    assert np.isfinite(lse[:, :, 3:]).all() and (out[:, 3:] != 0).all()
+    assert (out[:, :3] == 0).all()
+    assert (lse[:, :, :3] == -np.inf).all()
+    assert np.isfinite(lse[:, :, 3:]).all()
+    assert (out[:, 3:] != 0).all()
     out, lse = attention(q, k, v, causal=True, sinks=SINKS, return_lse=True)
     assert (out[:, :3] == 0).all()
     assert_close(lse[:, :, 0], np.tile(SINKS, (2, 1)), rtol=1e-6)
@@ -162,7 +165,8 @@ def test_query_without_key():
 def test_empty(shape, dtype):
     q, k, v = inputs(**shape)
     out, lse = attention(q, k, v, causal=True, return_lse=True, dtype=dtype)
-    assert out.shape == (len(q), q.shape[1], 4, v.shape[3]) and lse.shape == (len(q), 4, q.shape[1])
+    assert out.shape == (len(q), q.shape[1], 4, v.shape[3])
+    assert lse.shape == (len(q), 4, q.shape[1])
     assert (out == 0).all()
     if shape.get("seq_k") == 0:
         assert (lse == -np.inf).all()
@@ -251,8 +255,8 @@ def test_varlen_is_each_sequence_alone():
     slopes = RNG.random((4, 4))
     options = {"causal": True, "softcap": 3.0, "sinks": SINKS}
     mods = {
-        "score_mod": lambda s, b, h, i, j: s + b * (j - i),
-        "mask_mod": lambda b, h, i, j: (i + j + b) % 3 != 0,
+        "score_mod": lambda s, b, _h, i, j: s + b * (j - i),
+        "mask_mod": lambda b, _h, i, j: (i + j + b) % 3 != 0,
     }
     out, lse = attention_varlen(
         q, k, v, starts_q, starts_k, alibi_slopes=slopes, return_lse=True, **options, **mods
@@ -269,7 +273,8 @@ def test_varlen_is_each_sequence_alone():
 def test_causal_mask():
     for seq_q, seq_k in ((0, 3), (3, 0), (1, 1), (3, 5), (5, 3)):
         mask = causal_mask(seq_q, seq_k)
-        assert mask.shape == (seq_q, seq_k) and mask.dtype == bool
+        assert mask.shape == (seq_q, seq_k)
+        assert mask.dtype == bool
         for i, j in product(range(seq_q), range(seq_k)):
             assert mask[i, j] == (j <= i + seq_k - seq_q)
 
@@ -285,7 +290,8 @@ def test_softmax_rows():
     assert_close(lse[[0, 1, 4]], [2 + math.log1p(1 / e), -np.inf, -3e5 + math.log(2)], rtol=1e-15)
     assert np.isnan(lse[[2, 3]]).all()
     empty, lse = softmax_rows(np.zeros((2, 0)))
-    assert empty.shape == (2, 0) and (lse == -np.inf).all()
+    assert empty.shape == (2, 0)
+    assert (lse == -np.inf).all()
 
 
 @given(
@@ -306,26 +312,28 @@ def test_softmax_properties(row, shift, random):
 
 
 @pytest.mark.parametrize(
-    "change,name",
+    ("change", "message"),
     [
-        (lambda q, k, v: {"q": q[0]}, "q has shape"),
-        (lambda q, k, v: {"k": k[:, :-1]}, "do not fit"),
-        (lambda q, k, v: {"v": v[:1]}, "do not fit"),
-        (lambda q, k, v: {"q": q[:, :, :3]}, "heads"),
-        (lambda q, k, v: {"layout": "sbhd"}, "layout"),
-        (lambda q, k, v: {"window": (-1, 0)}, "window"),
-        (lambda q, k, v: {"softcap": 0.0}, "softcap"),
-        (lambda q, k, v: {"sinks": np.zeros(3)}, "sinks"),
-        (lambda q, k, v: {"alibi_slopes": np.zeros(3)}, "alibi_slopes"),
-        (lambda q, k, v: {"bias": np.zeros((3, 7))}, "bias"),
-        (lambda q, k, v: {"mask": np.ones((5, 6), bool)}, "mask"),
-        (lambda q, k, v: {"mask": np.ones((5, 7))}, "mask"),
+        ({"q": np.s_[0]}, "q has shape"),
+        ({"k": np.s_[:, :-1]}, "do not fit"),
+        ({"v": np.s_[:1]}, "do not fit"),
+        ({"q": np.s_[:, :, :3]}, "heads"),
+        ({"layout": "sbhd"}, "layout"),
+        ({"window": (-1, 0)}, "window"),
+        ({"softcap": 0.0}, "softcap"),
+        ({"sinks": np.zeros(3)}, "sinks"),
+        ({"alibi_slopes": np.zeros(3)}, "alibi_slopes"),
+        ({"bias": np.zeros((3, 7))}, "bias"),
+        ({"mask": np.ones((5, 6), bool)}, "mask"),
+        ({"mask": np.ones((5, 7))}, "mask"),
     ],
 )
-def test_arguments_are_refused_by_name(change, name):
-    q, k, v = inputs()
-    with pytest.raises(ArgumentError, match=name):
-        attention(**{"q": q, "k": k, "v": v, **change(q, k, v)})
+def test_arguments_are_refused_by_name(change, message):
+    arguments = dict(zip("qkv", inputs(), strict=True))
+    for name, value in change.items():
+        arguments[name] = arguments[name][value] if name in arguments else value
+    with pytest.raises(ArgumentError, match=message):
+        attention(**arguments)
 
 
 def test_varlen_arguments_are_refused_by_name():
