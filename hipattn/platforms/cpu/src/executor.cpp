@@ -20,42 +20,46 @@ enum : size_t {
 };
 typedef unsigned long long LaneMask;
 
-struct Thread {
-    sim_thread place;  // first: what sim_self returns
-    void* context;     // where it is suspended
-    char* stack;       // null until it starts
-    char* site;        // the call it waits in
-    const void* data;  // what it brings to an exchange
-    unsigned bytes;
+// What a lane brings to an exchange.
+struct Offer {
+    const void* data;
     void (*once)(sim_wave*);
+    unsigned bytes;
 };
 
 struct Wave {
-    Thread* threads;
-    unsigned lanes;
-    LaneMask ready, exchanging, waiting;  // waiting: at a barrier. In none of them: exited.
-    sim_wave views[2];                    // the view that a release hands out is kept until the one after the next
+    unsigned first, lanes;                // threads of the block: first .. first + lanes - 1
+    LaneMask ready, exchanging, waiting;  // waiting: at a barrier. In none of them: running, or exited.
+    sim_wave views[2];                    // a release leaves the view of the one before as it is
     unsigned turn;
 };
 
 struct Executor {
-    Thread* current;
-    void* scheduler;  // context
+    unsigned current;  // thread
+    Wave* wave;        // its wave
+    void* scheduler;   // context
     Launch* launch;
     uint64_t block;
+    sim_dim3 block_idx;
     unsigned thread_count, wave_count;
     char* lds_end;
     char* lds;
     char* stacks;  // max_threads of them
     size_t stacks_made;
     Array<char*> free_stacks;
+    char* first_stack;  // of the fiber that is being started
+    bool reports_block;  // the fault is not one thread's
     char message[512];
+    char* slots;
     unsigned order[max_waves];
     Executor* next_free;
     Guard guard;
     Wave waves[max_waves];
-    Thread threads[max_threads];
-    char* slots;
+    // By thread, in arrays of their own: a switch touches little memory.
+    void* contexts[max_threads + 1];  // where it is suspended; null before it starts. The last: of those that end.
+    char* sites[max_threads];     // the call it waits in
+    Offer offers[max_threads];
+    sim_thread places[max_threads];
 };
 
 __thread Executor* executor __attribute__((tls_model("initial-exec")));
@@ -72,17 +76,7 @@ LaneMask bit(unsigned lane) { return 1ull << lane; }
 
 // ---- fibers ----
 
-char* const exited = reinterpret_cast<char*>(1);  // the stack of a thread that has returned
-
-void enter_thread() {
-    Executor* e = executor;
-    e->launch->kernel->invoke(e->launch->arguments);
-    e = executor;
-    void* discard;
-    e->current->stack = exited;
-    sim_switch(&discard, e->scheduler);
-    __builtin_unreachable();
-}
+void enter_thread();
 
 char* take_stack(Executor* e) {
     if (e->free_stacks.count) return e->free_stacks.items[--e->free_stacks.count];
@@ -92,41 +86,73 @@ char* take_stack(Executor* e) {
     return low + stack_bytes;
 }
 
-void resume(Executor* e, Wave* w, Thread* t) {
-    char* stack = t->stack;
-    if (!stack) {
-        stack = t->stack = take_stack(e);
-        // Stacks start at different cache sets, or those of a block would all share one.
-        size_t colour = (static_cast<size_t>(stack - e->stacks) / stack_bytes % 31) * 128;
-        t->context = fiber_start(stack - colour, enter_thread);
-    }
-    w->ready &= ~bit(t->place.lane);
-    e->current = t;
-    sim_switch(&e->scheduler, t->context);
-    if (t->stack == exited) e->free_stacks.push(stack);
+// Makes the next ready thread of the wave the current one; false when none is ready.
+bool choose(Executor* e) {
+    Wave* w = e->wave;
+    if (!w->ready) return false;
+    e->current = w->first + static_cast<unsigned>(__builtin_ctzll(w->ready));
+    w->ready &= w->ready - 1;
+    return true;
+}
+
+// The context to switch to after `choose`.
+void* context_of_current(Executor* e) {
+    void* context = e->contexts[e->current];
+    if (context) return context;
+    char* stack = e->first_stack = take_stack(e);
+    // Stacks start at different cache sets, or those of a block would all share one.
+    size_t colour = (static_cast<size_t>(stack - e->stacks) / stack_bytes % 31) * 128;
+    return fiber_start(stack - colour, enter_thread);
+}
+
+// A fiber runs one thread, and then those that have not started: a kernel that never waits needs one stack.
+void enter_thread() {
+    Executor* e = executor;
+    char* stack = e->first_stack;
+    do {
+        e->places[e->current].block_idx = e->block_idx;
+        e->launch->kernel->invoke(e->launch->arguments);
+        if (!choose(e)) {
+            e->free_stacks.push(stack);
+            sim_switch(&e->contexts[max_threads], e->scheduler);
+        }
+    } while (!e->contexts[e->current]);
+    e->free_stacks.push(stack);
+    sim_switch(&e->contexts[max_threads], e->contexts[e->current]);
+    __builtin_unreachable();
+}
+
+// Suspends the current thread. Goes straight to the next of its wave: the scheduler sees a wave only when all of its
+// lanes are blocked.
+void suspend(Executor* e, void* site) {
+    unsigned self = e->current;
+    e->sites[self] = static_cast<char*>(site);
+    sim_switch(&e->contexts[self], choose(e) ? context_of_current(e) : e->scheduler);
 }
 
 // ---- waves ----
 
 // When all lanes of the wave are blocked: lets those that wait in the same exchange go on together, the lowest
 // call first, so that lanes in a loop finish it before the code after it. False when none waits.
-bool release_exchange(Wave* w) {
+bool release_exchange(Executor* e, Wave* w) {
     if (!w->exchanging) return false;
+    char** sites = e->sites + w->first;
+    Offer* offers = e->offers + w->first;
     char* site = nullptr;
     for (LaneMask m = w->exchanging; m; m &= m - 1) {
-        Thread& t = w->threads[__builtin_ctzll(m)];
-        if (!site || t.site < site) site = t.site;
+        unsigned lane = static_cast<unsigned>(__builtin_ctzll(m));
+        if (!site || sites[lane] < site) site = sites[lane];
     }
     sim_wave* view = &w->views[w->turn ^= 1];
     view->active = 0;
-    Thread* first = nullptr;
+    Offer* first = nullptr;
     for (LaneMask m = w->exchanging; m; m &= m - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctzll(m));
-        Thread& t = w->threads[lane];
-        if (t.site != site) continue;
-        if (!first) first = &t;
+        if (sites[lane] != site) continue;
+        Offer& offer = offers[lane];
+        if (!first) first = &offer;
         view->active |= bit(lane);
-        if (t.bytes) memcpy(view->slots + lane * view->stride, t.data, t.bytes);
+        if (offer.bytes) memcpy(view->slots + lane * view->stride, offer.data, offer.bytes);
     }
     for (unsigned lane = 0; lane < view->size; ++lane)
         if (!(view->active & bit(lane))) memset(view->slots + lane * view->stride, 0xFF, SIM_SLOT_BYTES);
@@ -137,38 +163,42 @@ bool release_exchange(Wave* w) {
 }
 
 void run_wave(Executor* e, Wave* w) {
+    e->wave = w;
     do
-        for (LaneMask m = w->ready; m; m &= m - 1) resume(e, w, &w->threads[__builtin_ctzll(m)]);
-    while (release_exchange(w));
+        if (choose(e)) sim_switch(&e->scheduler, context_of_current(e));
+    while (release_exchange(e, w));
 }
 
 // ---- blocks ----
 
-int print_thread(char* text, size_t size, const Thread& t) {
-    return snprintf(text, size, "(%u, %u, %u)", t.place.thread_idx.x, t.place.thread_idx.y, t.place.thread_idx.z);
+int print_thread(char* text, size_t size, const Executor* e, unsigned thread) {
+    sim_dim3 t = e->places[thread].thread_idx;
+    return snprintf(text, size, "(%u, %u, %u)", t.x, t.y, t.z);
 }
 
-[[noreturn]] void barrier_divergence(Executor* e, unsigned arrived_count, const Thread& absent, const char* state) {
+[[noreturn]] void barrier_divergence(Executor* e, unsigned count, unsigned absent, const char* state) {
     char who[64];
-    print_thread(who, sizeof who, absent);
-    snprintf(e->message, sizeof e->message, "barrier divergence: %u of %u threads arrived at __syncthreads; thread %s %s",
-             arrived_count, e->thread_count, who, state);
-    e->current = nullptr;
+    print_thread(who, sizeof who, e, absent);
+    snprintf(e->message, sizeof e->message,
+             "barrier divergence: %u of %u threads arrived at __syncthreads; thread %s %s", count, e->thread_count,
+             who, state);
+    e->reports_block = true;
     guard_leave(e->message);
 }
 
 // Every thread has exited (false) or stands at a barrier and may go on; anything else is an error.
 bool release_barrier(Executor* e) {
     unsigned count = 0;
-    for (unsigned i = 0; i < e->wave_count; ++i) count += static_cast<unsigned>(__builtin_popcountll(e->waves[i].waiting));
+    for (unsigned i = 0; i < e->wave_count; ++i)
+        count += static_cast<unsigned>(__builtin_popcountll(e->waves[i].waiting));
     if (count == 0) return false;
     for (unsigned i = 0; i < e->wave_count; ++i) {
         Wave& w = e->waves[i];
         for (unsigned lane = 0; lane < w.lanes; ++lane) {
-            Thread& t = w.threads[lane];
-            if (!(w.waiting & bit(lane))) barrier_divergence(e, count, t, "has exited");
-            if (t.site != w.threads[0].site)
-                barrier_divergence(e, count, t, "waits at another __syncthreads than the first thread of its wave");
+            unsigned thread = w.first + lane;
+            if (!(w.waiting & bit(lane))) barrier_divergence(e, count, thread, "has exited");
+            if (e->sites[thread] != e->sites[w.first])
+                barrier_divergence(e, count, thread, "waits at another __syncthreads than the first of its wave");
         }
         w.ready = w.waiting;
         w.waiting = 0;
@@ -195,12 +225,9 @@ void shuffle_waves(Executor* e, uint64_t turn) {
 void start_block(Executor* e, uint64_t block) {
     Launch* l = e->launch;
     e->block = block;
-    sim_dim3 index = {static_cast<unsigned>(block % l->grid.x), static_cast<unsigned>(block / l->grid.x % l->grid.y),
-                      static_cast<unsigned>(block / l->grid.x / l->grid.y)};
-    for (unsigned i = 0; i < e->thread_count; ++i) {
-        e->threads[i].place.block_idx = index;
-        e->threads[i].stack = nullptr;
-    }
+    e->block_idx = {static_cast<unsigned>(block % l->grid.x), static_cast<unsigned>(block / l->grid.x % l->grid.y),
+                    static_cast<unsigned>(block / l->grid.x / l->grid.y)};
+    memset(e->contexts, 0, e->thread_count * sizeof(void*));
     for (unsigned i = 0; i < e->wave_count; ++i) {
         Wave& w = e->waves[i];
         w.ready = w.lanes == 64 ? ~0ull : bit(w.lanes) - 1;
@@ -231,7 +258,7 @@ void prepare(Executor* e, Launch* l) {
     e->wave_count = (e->thread_count + wave_size - 1) / wave_size;
     e->lds = e->lds_end - round_up(l->dynamic_lds, 16);
     for (unsigned i = 0; i < e->thread_count; ++i) {
-        sim_thread& p = e->threads[i].place;
+        sim_thread& p = e->places[i];
         p.thread_idx = {i % l->block.x, i / l->block.x % l->block.y, i / l->block.x / l->block.y};
         p.block_dim = l->block;
         p.grid_dim = l->grid;
@@ -240,8 +267,8 @@ void prepare(Executor* e, Launch* l) {
     }
     for (unsigned i = 0; i < e->wave_count; ++i) {
         Wave& w = e->waves[i];
-        w.threads = e->threads + i * wave_size;
-        w.lanes = e->thread_count - i * wave_size < wave_size ? e->thread_count - i * wave_size : wave_size;
+        w.first = i * wave_size;
+        w.lanes = e->thread_count - w.first < wave_size ? e->thread_count - w.first : wave_size;
         for (int v = 0; v < 2; ++v)
             w.views[v] = {wave_size, SIM_SLOT_BYTES, 0, e->slots + (2 * i + v) * 64 * SIM_SLOT_BYTES};
         e->order[i] = i;
@@ -252,9 +279,9 @@ void report(Executor* e) {
     Launch* l = e->launch;
     const Trap& trap = e->guard.trap;
     char what[384], who[64] = "", reason[384];
-    if (e->current) {
+    if (!e->reports_block) {
         int n = snprintf(who, sizeof who, ", thread ");
-        print_thread(who + n, sizeof who - n, *e->current);
+        print_thread(who + n, sizeof who - n, e, e->current);
     }
     const char* a = trap.address;
     if (trap.message)
@@ -266,9 +293,8 @@ void report(Executor* e) {
         snprintf(reason, sizeof reason, "its stack of %d KB overflows", static_cast<int>((stack_bytes - page) >> 10));
     else
         describe_trap(trap, reason, sizeof reason);
-    snprintf(what, sizeof what, "kernel %s, block (%u, %u, %u)%s", l->kernel->name,
-             static_cast<unsigned>(e->block % l->grid.x), static_cast<unsigned>(e->block / l->grid.x % l->grid.y),
-             static_cast<unsigned>(e->block / l->grid.x / l->grid.y), who);
+    snprintf(what, sizeof what, "kernel %s, block (%u, %u, %u)%s", l->kernel->name, e->block_idx.x, e->block_idx.y,
+             e->block_idx.z, who);
     device_fault(l->device, trap.message ? hipErrorLaunchFailure : hipErrorIllegalAddress, "%s: %s", what, reason);
 }
 
@@ -323,6 +349,7 @@ void take_part(Launch* l) {
     if (!whole) {
         __atomic_store_n(&l->stopped, true, __ATOMIC_RELAXED);
         report(e);
+        e->reports_block = false;
         // The stacks of the block are free again, whatever stands on them.
         e->free_stacks.count = 0;
         for (size_t i = 1; i <= e->stacks_made; ++i) e->free_stacks.push(e->stacks + i * stack_bytes);
@@ -356,9 +383,11 @@ void* help(void*) {
 }
 
 void start() {
-    seed = environment_number("HIPATTN_CPU_SEED", 0);
+    const char* chosen = getenv("HIPATTN_CPU_SEED");
+    seed = chosen && *chosen ? mix(strtoul(chosen, nullptr, 0)) | 1 : 0;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned long threads = environment_number("HIPATTN_CPU_THREADS", cores > 0 ? static_cast<unsigned long>(cores) : 1);
+    unsigned long threads = environment_number("HIPATTN_CPU_THREADS", 0);
+    if (!threads) threads = cores > 0 ? static_cast<unsigned long>(cores) : 1;
     for (unsigned long i = 1; i < threads; ++i) {  // the stream's own worker is the first
         pthread_t thread;
         if (pthread_create(&thread, nullptr, help, nullptr)) break;
@@ -390,31 +419,22 @@ void execute(Launch* l) {
 
 // ---- what kernels call ----
 
-EXPORT const sim_thread* sim_self() { return &executor->current->place; }
+EXPORT const sim_thread* sim_self() { return &executor->places[executor->current]; }
 
 EXPORT void* sim_dynamic_lds() { return executor->lds; }
 
-static void block_here(Executor* e, Thread* t, void* site) {
-    t->site = static_cast<char*>(site);
-    sim_switch(&t->context, e->scheduler);
-}
-
 EXPORT void sim_barrier() {
     Executor* e = executor;
-    Thread* t = e->current;
-    e->waves[t->place.wave].waiting |= bit(t->place.lane);
-    block_here(e, t, __builtin_return_address(0));
+    e->wave->waiting |= bit(e->current - e->wave->first);
+    suspend(e, __builtin_return_address(0));
 }
 
 EXPORT sim_wave* sim_exchange(const void* data, unsigned bytes, void (*once_for_all)(sim_wave*)) {
     Executor* e = executor;
-    Thread* t = e->current;
-    Wave* w = &e->waves[t->place.wave];
-    t->data = data;
-    t->bytes = bytes;
-    t->once = once_for_all;
-    w->exchanging |= bit(t->place.lane);
-    block_here(e, t, __builtin_return_address(0));
+    Wave* w = e->wave;
+    e->offers[e->current] = {data, once_for_all, bytes};
+    w->exchanging |= bit(e->current - w->first);
+    suspend(e, __builtin_return_address(0));
     return &w->views[w->turn];
 }
 

@@ -1,5 +1,6 @@
 #include "stream.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include "fault.h"
@@ -19,6 +20,12 @@ static void maybe_delay() {
     if (most <= 0) return;
     if (!seed) seed = static_cast<unsigned>(reinterpret_cast<uintptr_t>(&seed) >> 4) | 1;
     usleep(static_cast<useconds_t>(rand_r(&seed) % (most + 1)));
+}
+
+// Looks at something for a few microseconds before its caller sleeps: waking a thread takes longer than most work.
+template <class Ready>
+static void look(Ready ready) {
+    for (int64_t end = now_ns() + 30000; !ready() && now_ns() < end;) sched_yield();
 }
 
 static void* work(void* argument) {
@@ -41,8 +48,12 @@ static void* work(void* argument) {
         free(op);
 
         pthread_mutex_lock(&mutex);
-        ++s->completed;
+        __atomic_store_n(&s->completed, s->completed + 1, __ATOMIC_RELEASE);
         pthread_cond_broadcast(&progress);
+        if (s->head || s->destroyed) continue;
+        pthread_mutex_unlock(&mutex);
+        look([s] { return __atomic_load_n(&s->head, __ATOMIC_ACQUIRE) != nullptr; });
+        pthread_mutex_lock(&mutex);
     }
     streams.remove_item(s);
     pthread_mutex_unlock(&mutex);
@@ -127,7 +138,7 @@ Ticket stream_submit(Stream* s, Operation* op) {
     if (s->head)
         s->tail->next = op;
     else
-        s->head = op;
+        __atomic_store_n(&s->head, op, __ATOMIC_RELEASE);
     s->tail = op;
     if (!s->working) {
         s->working = true;
@@ -150,15 +161,22 @@ bool stream_idle(Stream* s) {
     return s->completed == s->submitted;
 }
 
+static void wait(Ticket t) {
+    look([t] { return __atomic_load_n(&t.stream->completed, __ATOMIC_ACQUIRE) >= t.number; });
+    Lock lock(mutex);
+    while (!done(t)) pthread_cond_wait(&progress, &mutex);
+}
+
 // Waits for everything that the chosen streams have at this moment.
 template <class Chosen>
 static void wait_for(Chosen chosen) {
     Array<Ticket> tickets = {};
-    Lock lock(mutex);
-    for (Stream* s : streams)
-        if (s->completed < s->submitted && chosen(s)) tickets.push({s, s->submitted});
-    for (Ticket& t : tickets)
-        while (!done(t)) pthread_cond_wait(&progress, &mutex);
+    {
+        Lock lock(mutex);
+        for (Stream* s : streams)
+            if (s->completed < s->submitted && chosen(s)) tickets.push({s, s->submitted});
+    }
+    for (Ticket& t : tickets) wait(t);
     free(tickets.items);
 }
 
@@ -176,6 +194,5 @@ bool ticket_done(Ticket t) {
 }
 
 void ticket_wait(Ticket t) {
-    Lock lock(mutex);
-    while (t.stream && !done(t)) pthread_cond_wait(&progress, &mutex);
+    if (t.stream) wait(t);
 }
