@@ -79,9 +79,9 @@ _KINDS: tuple[tuple[bytes, bytes, type[_Managed] | type[_Versioned]], ...] = (
     (b"dltensor", b"used_dltensor", _Managed),
 )
 
-for _, _used, _ in _KINDS:
+for _kind in _KINDS:
     ctypes.pythonapi.Py_IncRef(
-        ctypes.py_object(_used)
+        ctypes.py_object(_kind[1])
     )  # a capsule may outlive this module, and points to its name
 
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(

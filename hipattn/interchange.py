@@ -154,7 +154,8 @@ def _device_of(pointer: int) -> Device | None:
         return None
     hip = bindings.hip
     attributes = hip.hipPointerAttribute_t()
-    if hip.hipPointerGetAttributes(attributes, pointer)[0]:
+    status, attributes = hip.hipPointerGetAttributes(pointer)
+    if status:
         hip.hipGetLastError()  # an expected refusal is nobody's error
         return None
     return Device(attributes.device) if attributes.type == hip.hipMemoryType.hipMemoryTypeDevice else None

@@ -1,0 +1,58 @@
+"""Devices and streams for all tests, and the check that no test leaves device memory behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read when hipattn is imported and first used.
+os.environ.setdefault("HIPATTN_FALLBACK", "error")
+os.environ.setdefault("HIPATTN_CPU_ARCH", "gfx942,gfx1100")  # a wave64 and a wave32 one
+os.environ.setdefault("HIPATTN_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "hipattn"))
+
+from hipattn import Device, Stream
+from hipattn.runtime import bindings, buffer
+
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci")
+
+DEVICES = [Device(index) for index in range(Device.count())]
+
+
+@pytest.fixture(params=DEVICES, ids=[device.arch for device in DEVICES])
+def device(request: pytest.FixtureRequest) -> Device:
+    """Each device of this machine in turn."""
+    return request.param
+
+
+@pytest.fixture
+def stream(device: Device) -> Iterator[Stream]:
+    """Return a new stream on the device."""
+    with Stream(device) as stream:
+        yield stream
+
+
+@pytest.fixture(autouse=True)
+def _no_memory_left() -> Iterator[None]:
+    before, _ = buffer.live()
+    yield
+    if buffer.live()[0] > before:
+        gc.collect()
+    left, nbytes = buffer.live()
+    assert left <= before, f"the test left {left - before} buffers, {nbytes} bytes in all, on the device"
+
+
+@pytest.fixture
+def fail() -> Callable[[str], AbstractContextManager[None]]:
+    """Return the context in which simulated HIP calls fail: ``with fail("hipMalloc:2"): ...``."""
+    if not bindings.platform().simulated:
+        pytest.skip("only the simulator can be made to fail")
+    from hipattn.platforms.cpu import control
+
+    return control.failing
