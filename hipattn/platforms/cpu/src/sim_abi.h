@@ -25,17 +25,24 @@ struct sim_wave {
     char* slots;                // slots + lane * stride: what the lane brought, or what `once` wrote for it
 };
 
+// Two calls in different branches are two places where lanes wait: the compiler must neither move nor merge them.
+#ifdef __clang__
+#define SIM_CONVERGENT __attribute__((convergent, nomerge))
+#else
+#define SIM_CONVERGENT
+#endif
+
 extern "C" {
 __attribute__((const)) const sim_thread* sim_self();
 
 // __syncthreads: returns when every thread of the block has arrived.
-__attribute__((convergent)) void sim_barrier();
+SIM_CONVERGENT void sim_barrier();
 
 // The one cross-lane primitive. Each lane brings `bytes` bytes; when all active lanes of the wave have arrived,
 // `once` (if given) runs a single time over the slots, then each lane returns with the wave's view, which stays
 // valid until the lane's next exchange. At most SIM_SLOT_BYTES per lane.
 #define SIM_SLOT_BYTES 256
-__attribute__((convergent)) sim_wave* sim_exchange(const void* data, unsigned bytes, void (*once)(sim_wave*));
+SIM_CONVERGENT sim_wave* sim_exchange(const void* data, unsigned bytes, void (*once)(sim_wave*));
 
 // The block's dynamic LDS: as many bytes as the launch asked for.
 __attribute__((const)) void* sim_dynamic_lds();
