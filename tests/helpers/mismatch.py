@@ -39,7 +39,8 @@ def mismatch_report(
     limit : int
         How many elements of each kind to list.
     """
-    a, e = np.asarray(actual).astype(np.float64), np.asarray(expected).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        a, e = np.asarray(actual).astype(np.float64), np.asarray(expected).astype(np.float64)
     if a.shape != e.shape:
         return f"shape {a.shape}, expected {e.shape}"
 

@@ -53,7 +53,7 @@ def test_lengths(device: Device, columns: int) -> None:
             check(stream, scores, FLOAT32, before=before, after=after, in_place=True)
 
 
-@pytest.mark.parametrize("dtypes", product(DTYPES, DTYPES), ids=lambda pair: f"{pair[0]}-{pair[1]}")
+@pytest.mark.parametrize("dtypes", list(product(DTYPES, DTYPES)), ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_dtypes(device: Device, dtypes: tuple[np.dtype, np.dtype]) -> None:
     with Stream(device) as stream:
         for columns in (20, 100, 3000):
