@@ -56,7 +56,7 @@ class Stream:
         self = cls.__new__(cls)
         self.device = device or Device(0)
         self._settings()
-        self._native = bindings.hip.ihipStream_t.fromPyobj(handle) if handle else None
+        self._native = bindings.hip.ihipStream_t.fromObj(handle) if handle else None
         self._owned = False
         self.closed = False
         return self
