@@ -37,7 +37,7 @@ def as_dtype(dtype: npt.DTypeLike, argument: str = "dtype") -> np.dtype[Any]:
         It is another dtype.
     """
     try:
-        name = dtype if dtype == "bfloat16" else np.dtype(dtype).name
+        name = dtype if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
     except TypeError:
         name = repr(dtype)
     if name not in _DTYPES:

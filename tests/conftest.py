@@ -25,7 +25,7 @@ settings.load_profile("ci")
 DEVICES = [Device(index) for index in range(Device.count())]
 
 
-@pytest.fixture(params=DEVICES, ids=[device.arch for device in DEVICES])
+@pytest.fixture(scope="session", params=DEVICES, ids=[device.arch for device in DEVICES])
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device of this machine in turn."""
     return request.param
@@ -38,10 +38,23 @@ def stream(device: Device) -> Iterator[Stream]:
         yield stream
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True  # its traceback holds on to what it had
+    return report
+
+
 @pytest.fixture(autouse=True)
-def _no_memory_left() -> Iterator[None]:
+def _no_memory_left(request: pytest.FixtureRequest) -> Iterator[None]:
     before, _ = buffer.live()
     yield
+    if request.node.stash.get(FAILED, False):
+        return
     if buffer.live()[0] > before:
         gc.collect()
     left, nbytes = buffer.live()

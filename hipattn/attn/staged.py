@@ -383,7 +383,7 @@ class HipAttentionKernels:
             cause = f"{name}: {error}"
             if cause not in self._warned:
                 self._warned.add(cause)
-                log.warning("%s failed on the GPU and is recomputed on the CPU: %s", name, error)
+                log.warning("%s failed on the GPU and is recomputed on the CPU: %s", name, str(error))
             self.fallbacks[name] += 1
             on_cpu()
 

@@ -50,8 +50,8 @@ def _library_path(shortname: str, *arguments: Any) -> bytes:
 _paths.get_library_path = _library_path
 
 
-# After one of these the device answers every call with the same error, until the process ends.
-_STICKY = {"hipErrorIllegalAddress", "hipErrorLaunchFailure", "hipErrorLaunchTimeOut", "hipErrorAssert"}
+# After one of these the device may answer every call with the same error, until the process ends.
+_FAULTS = {"hipErrorIllegalAddress", "hipErrorLaunchFailure", "hipErrorLaunchTimeOut", "hipErrorAssert"}
 
 fault: HipError | None = None
 """The first error that made the device unusable, or None."""
@@ -86,7 +86,7 @@ def check(result: tuple[Any, ...], call: str, **asked: Any) -> Any:
 
 
 def failure(status: Any, call: str, **asked: Any) -> HipError:
-    """Make the error for a status, and mark the device broken if it is an error that stays."""
+    """Make the error for a status, and remember it if it stays: if the device is unusable from now on."""
     global fault
     name = str(getattr(status, "name", status))
     what = ", ".join(f"{key} {value}" for key, value in asked.items())
@@ -94,7 +94,7 @@ def failure(status: Any, call: str, **asked: Any) -> HipError:
     if fault is not None:
         message += f"\nthe device has been unusable since: {fault}"
     error = HipError(int(status), name, call, message)
-    if fault is None and name in _STICKY:
+    if fault is None and name in _FAULTS and _hip.hipDeviceSynchronize()[0]:
         fault = error
     return error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +194,6 @@ class Blas:
         if native is not None:
             check(bindings.hipblas.hipblasDestroy(native), "hipblasDestroy")
 
-    def __del__(self) -> None:
+    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
         if getattr(self, "_native", None) is not None:
             release(self.close)

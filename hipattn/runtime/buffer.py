@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hipattn.errors import ArgumentError, ClosedError, HipError
@@ -164,7 +165,6 @@ class DeviceBuffer:
             self._keep = None
 
     def _free(self, pointer: int) -> None:
-        self.device.use()
         if self.device.memory_pools:
             try:
                 check(
@@ -172,7 +172,7 @@ class DeviceBuffer:
                 )
                 return
             except HipError:
-                pass  # a stream of another library may be gone
+                pass  # a stream of another library may be gone; hipFree frees all the same
         # hipFree waits for all work of the device.
         check(bindings.hip.hipFree(pointer), "hipFree", bytes=self.nbytes)
 
@@ -182,7 +182,7 @@ class DeviceBuffer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
         if not getattr(self, "closed", True):
             release(self.close)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hipattn.errors import ClosedError
@@ -76,6 +77,6 @@ class Event:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
         if getattr(self, "_native", None) is not None:
             release(self.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -183,6 +184,6 @@ class Module:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
         if getattr(self, "_native", None) is not None:
             release(self.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hipattn import config
@@ -142,7 +143,7 @@ class Stream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
         if not getattr(self, "closed", True) and self._owned:
             release(self.close)
 
