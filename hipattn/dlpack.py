@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,9 +223,9 @@ class _Owner:
     def __init__(self, managed: _Managed | _Versioned) -> None:
         self._managed = managed
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the interpreter's end the producer may be gone already; the process's end releases everything.
-        if self._managed.deleter and not sys.is_finalizing():
+        if not is_finalizing() and self._managed.deleter:
             _Deleter(self._managed.deleter)(ctypes.addressof(self._managed))
 
 

@@ -131,7 +131,9 @@ def _from_interface(obj: Any, stream: Stream | None, argument: str) -> tuple[Dev
     check_device(argument, device.index, stream)
     stream = stream or device.default_stream
     owner = _stream_of(interface.get("stream"), device, argument) or stream
-    if owner.handle != stream.handle:
+    if owner.handle == stream.handle:
+        owner = stream
+    else:
         stream.wait(owner)
     memory = Memory(pointer, shape, strides, dtype, (dlpack.ROCM, device.index), obj)
     return _wrap(memory, owner), memory
