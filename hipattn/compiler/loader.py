@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.code_object import check_arguments
@@ -11,7 +12,7 @@ from hipattn.compiler.specialise import Specialisation
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Kernel, Module
 
-__all__ = ["load"]
+__all__ = ["load", "name_of"]
 
 _loaded: dict[tuple[int, Specialisation], Kernel] = {}
 _lock = threading.Lock()
@@ -35,6 +36,11 @@ def load(specialisation: Specialisation, device: Device) -> Kernel:
             if kernel is None:
                 kernel = _loaded[key] = _build(specialisation, device)
     return kernel
+
+
+def name_of(function: Any) -> str | None:
+    """Return the name of the kernel that a recorded ``hipModuleLaunchKernel`` was given, None if `load` did not load it."""
+    return next((kernel.name for kernel in _loaded.values() if kernel._function is function), None)
 
 
 def _build(specialisation: Specialisation, device: Device) -> Kernel:

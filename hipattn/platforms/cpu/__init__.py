@@ -6,6 +6,7 @@ compiler makes of a kernel.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -23,6 +24,7 @@ __all__ = ["fingerprint", "libraries"]
 SOURCE = Path(__file__).parent / "src"
 
 
+@functools.cache
 def libraries() -> Mapping[str, Path]:
     """Compile the platform's libraries (once) and return hip-python's short name → path.
 
