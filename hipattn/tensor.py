@@ -26,6 +26,7 @@ FLOAT32 = np.dtype(np.float32)
 FLOAT16 = np.dtype(np.float16)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
+_ACCEPTED = frozenset(_DTYPES.values())
 
 
 def as_dtype(dtype: npt.DTypeLike, argument: str = "dtype") -> np.dtype[Any]:
@@ -36,6 +37,8 @@ def as_dtype(dtype: npt.DTypeLike, argument: str = "dtype") -> np.dtype[Any]:
     ArgumentError
         It is another dtype.
     """
+    if isinstance(dtype, np.dtype) and dtype in _ACCEPTED:
+        return dtype  # NumPy takes microseconds to tell a dtype's name
     try:
         name = dtype if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
     except TypeError:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +31,16 @@ from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
 __all__ = ["HipAttentionKernels"]
 
 log = logging.getLogger("hipattn")
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """What lies between the stages, for the shape of the last call: two views of one buffer."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scores: DeviceTensor
+    weights: DeviceTensor
 
 
 class HipAttentionKernels:
@@ -67,7 +78,7 @@ class HipAttentionKernels:
         self.fallbacks: Counter[str] = Counter()
         self._fall_back = config.get("HIPATTN_FALLBACK") == "cpu"
         self._warned: set[str] = set()
-        self._scratch: dict[Stream, DeviceBuffer] = {}
+        self._scratch: dict[Stream, _Scratch] = {}
 
     def compute_qk_t(
         self, q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, *, stream: Stream | None = None
@@ -347,8 +358,8 @@ class HipAttentionKernels:
     def close(self) -> None:
         """Free the scratch memory, after the work that uses it. The object can be used again."""
         scratch, self._scratch = self._scratch, {}
-        for buffer in scratch.values():
-            buffer.close()
+        for held in scratch.values():
+            held.scores.buffer.close()
 
     def __enter__(self) -> HipAttentionKernels:
         return self
@@ -360,18 +371,23 @@ class HipAttentionKernels:
         self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream
     ) -> tuple[DeviceTensor, DeviceTensor]:
         """Return scratch for the float32 scores and for the weights, which take the scores' place in float32."""
+        held = self._scratch.get(stream)
+        if held is not None and held.shape == shape and held.dtype == dtype:
+            return held.scores, held.weights
         count = math.prod(shape)
         scores_bytes = -(-count * FLOAT32.itemsize // 256) * 256  # so that the weights are aligned
         nbytes = scores_bytes + (0 if dtype == FLOAT32 else count * dtype.itemsize)
-        buffer = self._scratch.get(stream)
+        buffer = held.scores.buffer if held is not None else None
         if buffer is None or buffer.nbytes < nbytes:
             if buffer is not None:
-                self._scratch.pop(stream).close()
-            buffer = self._scratch[stream] = DeviceBuffer(nbytes, stream)
-        scores = DeviceTensor(buffer, shape, FLOAT32)
-        if dtype == FLOAT32:
-            return scores, scores
-        return scores, DeviceTensor(buffer, shape, dtype, offset=scores_bytes // dtype.itemsize)
+                del self._scratch[stream]
+                buffer.close()
+            buffer = DeviceBuffer(nbytes, stream)
+        weights = scores = DeviceTensor(buffer, shape, FLOAT32)
+        if dtype != FLOAT32:
+            weights = DeviceTensor(buffer, shape, dtype, offset=scores_bytes // dtype.itemsize)
+        self._scratch[stream] = _Scratch(shape, dtype, scores, weights)
+        return scores, weights
 
     def _stage(self, name: str, on_gpu: Callable[[], None], on_cpu: Callable[[], None]) -> None:
         try:
@@ -449,25 +465,25 @@ def _check_tensor(name: str, tensor: DeviceTensor, shape: tuple[int, ...], dtype
         raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
 
 
-Facts = tuple[tuple[int, ...], tuple[int, ...], str]
+Facts = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any]]
 
 
 def _facts(tensor: DeviceTensor) -> Facts:
     """Return what a product is planned from: shape, strides and dtype."""
-    return tensor.shape, tensor.strides, tensor.dtype.name
+    return tensor.shape, tensor.strides, tensor.dtype
 
 
 @lru_cache(maxsize=1024)
 def _qk_product(*facts: Any) -> Product:
     (q, q_steps, dtype), (k, k_steps, _), (scores, steps, scores_dtype) = facts[0:3], facts[3:6], facts[6:9]
-    if len(q) != 4 or len(k) != 4 or scores != (*q[:3], k[2]) or k[3] != q[3] or scores_dtype != "float32":
+    if len(q) != 4 or len(k) != 4 or scores != (*q[:3], k[2]) or k[3] != q[3] or scores_dtype != FLOAT32:
         raise ArgumentError(
             f"q {q}, k {k} and scores {scores} {scores_dtype} do not fit; they take [batch, heads_q, seq_q, head_dim], "
             "[batch, heads_kv, seq_k, head_dim] and [batch, heads_q, seq_q, seq_k] in float32"
         )
     transposed = (*k[:2], k[3], k[2]), (*k_steps[:2], k_steps[3], k_steps[2])
     a, b, out = _grouped((q, q_steps), transposed, (scores, steps))
-    return Product(Matrices(*a, dtype), Matrices(*b, dtype), Matrices(*out, "float32"))
+    return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*out, "float32"))
 
 
 @lru_cache(maxsize=1024)
@@ -481,7 +497,7 @@ def _weighted_v_product(*facts: Any) -> Product:
     if not dtype == v_dtype == out_dtype:
         raise ArgumentError(f"weights is {dtype}, v {v_dtype}, out {out_dtype}; all must agree")
     a, b, result = _grouped((weights, w_steps), (v, v_steps), (out, steps))
-    return Product(Matrices(*a, dtype), Matrices(*b, dtype), Matrices(*result, dtype))
+    return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*result, dtype.name))
 
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, as_rows, check_device, share, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, share, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -30,13 +29,20 @@ class CausalMaskParams(Arguments):
         ("seq_q", ctypes.c_int64),
         ("seq_k", ctypes.c_int64),
         ("stride", ctypes.c_int64),
+        ("row_shift", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
     )
 
 
-def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
-    """Return the kernel for a dtype and the constants of a `hipattn.kernels.rows.Share`."""
-    return Specialisation("causal_mask", "causal_mask_kernel", CausalMaskParams, constants, {"scalar": dtype})
+def specialise(dtype: str, vector: int) -> Specialisation:
+    """Return the kernel for a dtype and `vector` elements an access."""
+    return Specialisation(
+        "causal_mask",
+        "causal_mask_kernel",
+        CausalMaskParams,
+        {"BLOCK": BLOCK, "VECTOR": vector},
+        {"scalar": dtype},
+    )
 
 
 def launch(scores: DeviceTensor, *, stream: Stream) -> None:
@@ -77,6 +83,6 @@ def _plan(
     if not rows * seq_k or seq_q == 1:
         return None
     vector = vector_width((address, dtype.itemsize, (stride,)))
-    constants, blocks_per_row, config = share(rows, seq_k, vector)
-    kernel = load(specialise(dtype.name, constants), device)
-    return kernel, config, (rows, seq_q, seq_k, stride, blocks_per_row)
+    row_shift, blocks_per_row, config = share(rows, seq_k, vector)
+    kernel = load(specialise(dtype.name, vector), device)
+    return kernel, config, (rows, seq_q, seq_k, stride, row_shift, blocks_per_row)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.kernels.rows import BLOCK, check_device
-from hipattn.runtime.module import Arguments, LaunchConfig
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
@@ -38,7 +42,6 @@ class ConfineParams(Arguments):
     ]
 
 
-@lru_cache
 def specialise(dtype: str) -> Specialisation:
     """Return the kernel for tensors of `dtype`."""
     constants = {"BLOCK": BLOCK, "COLUMNS": _COLUMNS}
@@ -65,22 +68,24 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
         A tensor is on another device than the stream.
     """
     check_device(stream, weights=weights, v=v, out=out)
-    batch, heads, seq_q, seq_k = weights.shape
-    if 0 in weights.shape or 0 in v.shape:
+    plan = _plan(stream.device, v.dtype, weights.shape, v.shape)
+    if plan is None:
         return
+    kernel, config, sizes = plan
     arguments = ConfineParams(
-        weights.pointer,
-        v.pointer,
-        out.pointer,
-        *v.strides[:3],
-        *out.strides[:3],
-        heads,
-        heads // v.shape[1],
-        seq_q,
-        seq_k,
-        v.shape[3],
+        weights.pointer, v.pointer, out.pointer, *v.strides[:3], *out.strides[:3], *sizes
     )
-    config = LaunchConfig(batch * heads * -(-v.shape[3] // _COLUMNS), BLOCK)
-    load(specialise(v.dtype.name), stream.device).launch(stream, config, arguments)
+    kernel.launch(stream, config, arguments)
     for tensor in (weights, v, out):
         tensor.buffer.used_on(stream)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device, dtype: np.dtype[Any], weights: tuple[int, ...], v: tuple[int, ...]
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    if 0 in weights or 0 in v:
+        return None
+    batch, heads, seq_q, seq_k = weights
+    config = LaunchConfig(batch * heads * -(-v[3] // _COLUMNS), BLOCK)
+    return load(specialise(dtype.name), device), config, (heads, heads // v[1], seq_q, seq_k, v[3])

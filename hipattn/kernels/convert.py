@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, as_rows, check_device, joined, share, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -31,14 +30,15 @@ class ConvertParams(Arguments):
         ("columns", ctypes.c_int64),
         ("in_stride", ctypes.c_int64),
         ("out_stride", ctypes.c_int64),
+        ("row_shift", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
     )
 
 
-def specialise(in_dtype: str, out_dtype: str, constants: Mapping[str, int]) -> Specialisation:
-    """Return the kernel for two dtypes and the constants of a `hipattn.kernels.rows.Share`."""
+def specialise(in_dtype: str, out_dtype: str, vector: int) -> Specialisation:
+    """Return the kernel for two dtypes and `vector` elements an access."""
     types = {"in_scalar": in_dtype, "out_scalar": out_dtype}
-    return Specialisation("convert", "convert", ConvertParams, constants, types)
+    return Specialisation("convert", "convert", ConvertParams, {"BLOCK": BLOCK, "VECTOR": vector}, types)
 
 
 def launch(x: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:
@@ -93,6 +93,6 @@ def _plan(
     vector = vector_width(
         (in_address, in_dtype.itemsize, (x.stride,)), (out_address, out_dtype.itemsize, (out.stride,))
     )
-    constants, blocks_per_row, config = share(x.rows, x.columns, vector)
-    kernel = load(specialise(in_dtype.name, out_dtype.name, constants), device)
-    return kernel, config, (*x, out.stride, blocks_per_row)
+    row_shift, blocks_per_row, config = share(x.rows, x.columns, vector)
+    kernel = load(specialise(in_dtype.name, out_dtype.name, vector), device)
+    return kernel, config, (*x, out.stride, row_shift, blocks_per_row)

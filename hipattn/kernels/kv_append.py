@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, check_device, share, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -36,13 +35,16 @@ class KvAppendParams(Arguments):
         ("heads", ctypes.c_uint32),
         ("k_dim", ctypes.c_uint32),
         ("v_dim", ctypes.c_uint32),
+        ("row_shift", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
     )
 
 
-def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
-    """Return the kernel for a dtype and the constants of a `hipattn.kernels.rows.Share`."""
-    return Specialisation("kv_append", "kv_append", KvAppendParams, constants, {"scalar": dtype})
+def specialise(dtype: str, vector: int) -> Specialisation:
+    """Return the kernel for a dtype and `vector` elements an access."""
+    return Specialisation(
+        "kv_append", "kv_append", KvAppendParams, {"BLOCK": BLOCK, "VECTOR": vector}, {"scalar": dtype}
+    )
 
 
 def launch(
@@ -123,7 +125,7 @@ def _plan(
     vector = vector_width(
         *((address, dtype.itemsize, strides[:3]) for _, _, strides, address in operands),
     )
-    constants, blocks_per_row, config = share(rows, columns, vector)
-    kernel = load(specialise(dtype.name, constants), device)
+    row_shift, blocks_per_row, config = share(rows, columns, vector)
+    kernel = load(specialise(dtype.name, vector), device)
     steps = tuple(stride for _, _, strides, _ in operands for stride in strides[:3])
-    return kernel, config, steps, (batch, tokens, heads, k_dim, v_dim, blocks_per_row)
+    return kernel, config, steps, (batch, tokens, heads, k_dim, v_dim, row_shift, blocks_per_row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from hipattn.errors import ArgumentError
@@ -39,9 +38,9 @@ class Rows(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The constants, the argument and the launch configuration of a kernel over ``rows.h``."""
+    """The arguments and the launch configuration of a kernel over ``rows.h``."""
 
-    constants: Mapping[str, int]
+    row_shift: int
     blocks_per_row: int
     config: LaunchConfig
 
@@ -103,8 +102,7 @@ def share(rows: int, columns: int, vector: int) -> Share:
     row_threads = min(BLOCK, power_of_two(-(-columns // vector)))
     blocks_per_row = min(MAX_BLOCKS, -(-columns // (row_threads * vector)))
     groups = min(MAX_BLOCKS // blocks_per_row, -(-rows // (BLOCK // row_threads)))
-    constants = {"BLOCK": BLOCK, "ROW_THREADS": row_threads, "VECTOR": vector}
-    return Share(constants, blocks_per_row, LaunchConfig(blocks_per_row * groups, BLOCK))
+    return Share(row_threads.bit_length() - 1, blocks_per_row, LaunchConfig(blocks_per_row * groups, BLOCK))
 
 
 def power_of_two(least: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels.rows import ACCESS_BYTES, as_rows, check_device, joined, share, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -28,14 +27,17 @@ class ScaleParams(Arguments):
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("stride", ctypes.c_int64),
+        ("row_shift", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
         ("factor", ctypes.c_float),
     )
 
 
-def specialise(dtype: str, constants: Mapping[str, int]) -> Specialisation:
-    """Return the kernel for a dtype and the constants of a `hipattn.kernels.rows.Share`."""
-    return Specialisation("scale", "scale_inplace", ScaleParams, constants, {"scalar": dtype})
+def specialise(dtype: str, vector: int) -> Specialisation:
+    """Return the kernel for a dtype and `vector` elements an access."""
+    return Specialisation(
+        "scale", "scale_inplace", ScaleParams, {"BLOCK": BLOCK, "VECTOR": vector}, {"scalar": dtype}
+    )
 
 
 def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:
@@ -74,5 +76,5 @@ def _plan(
     if not x.rows * x.columns:
         return None
     vector = vector_width((address, dtype.itemsize, (x.stride,)))
-    constants, blocks_per_row, config = share(x.rows, x.columns, vector)
-    return load(specialise(dtype.name, constants), device), config, (*x, blocks_per_row)
+    row_shift, blocks_per_row, config = share(x.rows, x.columns, vector)
+    return load(specialise(dtype.name, vector), device), config, (*x, row_shift, blocks_per_row)

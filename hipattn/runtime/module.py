@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from hipattn.errors import ArgumentError, ClosedError
@@ -30,13 +29,17 @@ class Arguments(ctypes.Structure):
     one call. HIP copies the bytes during the call: fields may be changed for the next launch at once.
     """
 
-    @cached_property
+    @property
     def extra(self) -> Any:
         """The `extra` array of ``hipModuleLaunchKernel``."""
-        self._size = ctypes.c_size_t(ctypes.sizeof(self))
-        return (ctypes.c_void_p * 5)(
-            _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(self._size), _END
-        )
+        try:
+            return self._extra
+        except AttributeError:
+            self._size = ctypes.c_size_t(ctypes.sizeof(self))
+            self._extra = (ctypes.c_void_p * 5)(
+                _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(self._size), _END
+            )
+            return self._extra
 
 
 def _dim3(name: str, value: int | tuple[int, ...]) -> Dim3:
