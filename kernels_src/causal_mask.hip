@@ -12,7 +12,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void causal_mask_kernel(const Cau
 #pragma unroll
     for (int e = 0; e < VECTOR; ++e) hidden[e] = -INF;
 
-    const Share share = share_rows(p.blocks_per_row);
+    const Share share = share_rows(p.row_shift, p.blocks_per_row);
     for (i64 row = share.row; row < p.rows; row += share.row_step) {
         scalar* scores = static_cast<scalar*>(p.scores) + row * p.stride;
         const i64 after = row % p.seq_q + p.seq_k - p.seq_q + 1;

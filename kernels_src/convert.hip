@@ -7,7 +7,7 @@
 #include "rows.h"
 
 extern "C" __global__ __launch_bounds__(BLOCK) void convert(const ConvertParams p) {
-    const Share share = share_rows(p.blocks_per_row);
+    const Share share = share_rows(p.row_shift, p.blocks_per_row);
     for (i64 row = share.row; row < p.rows; row += share.row_step) {
         const in_scalar* x = static_cast<const in_scalar*>(p.x) + row * p.in_stride;
         out_scalar* out = static_cast<out_scalar*>(p.out) + row * p.out_stride;

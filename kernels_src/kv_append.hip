@@ -9,7 +9,7 @@
 #include "rows.h"
 
 extern "C" __global__ __launch_bounds__(BLOCK) void kv_append(const KvAppendParams p) {
-    const Share share = share_rows(p.blocks_per_row);
+    const Share share = share_rows(p.row_shift, p.blocks_per_row);
     const unsigned half = p.batch * p.tokens * p.heads;  // the host checks that twice this fits
     for (i64 row = share.row; row < 2 * static_cast<i64>(half); row += share.row_step) {
         const bool is_v = row >= half;

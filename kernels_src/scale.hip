@@ -8,7 +8,7 @@
 #include "rows.h"
 
 extern "C" __global__ __launch_bounds__(BLOCK) void scale_inplace(const ScaleParams p) {
-    const Share share = share_rows(p.blocks_per_row);
+    const Share share = share_rows(p.row_shift, p.blocks_per_row);
     for (i64 row = share.row; row < p.rows; row += share.row_step) {
         scalar* x = static_cast<scalar*>(p.x) + row * p.stride;
         for (i64 column = share.column; column < p.columns; column += share.column_step) {

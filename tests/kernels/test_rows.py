@@ -63,15 +63,15 @@ def test_vector_width(operands: list[tuple[int, int, tuple[int, ...]]], expected
 
 @given(st.integers(1, 2**40), st.integers(1, 2**40), st.sampled_from([1, 2, 4, 8]))
 def test_share_fits_a_grid(rows: int, columns: int, vector: int) -> None:
-    constants, blocks_per_row, config = share(rows, columns, vector)
+    row_shift, blocks_per_row, config = share(rows, columns, vector)
     (blocks, _, _), (threads, _, _) = config.grid, config.block
-    assert threads == constants["BLOCK"] == BLOCK
-    assert BLOCK % constants["ROW_THREADS"] == 0
+    assert threads == BLOCK
+    assert BLOCK % 2**row_shift == 0
     assert blocks <= MAX_BLOCKS
     assert blocks % blocks_per_row == 0
     # No block is without work.
-    assert (blocks_per_row - 1) * constants["ROW_THREADS"] * vector < columns
-    assert (blocks // blocks_per_row - 1) * (BLOCK // constants["ROW_THREADS"]) < rows
+    assert (blocks_per_row - 1) * 2**row_shift * vector < columns
+    assert (blocks // blocks_per_row - 1) * (BLOCK >> row_shift) < rows
 
 
 def test_power_of_two() -> None:
