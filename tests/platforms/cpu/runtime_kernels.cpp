@@ -105,6 +105,16 @@ static void inactive_slot(const Arguments& a) {
     a.x[t->lane] = *reinterpret_cast<float*>(w->slots + static_cast<unsigned>(a.n) * w->stride);
 }
 
+// Two kernels whose own LDS fits, and the module's does not.
+extern "C" void tile_a(const Arguments& a) {
+    static thread_local float tile[10000];
+    a.x[0] = tile[a.n] += 1;
+}
+extern "C" void tile_b(const Arguments& a) {
+    static thread_local float tile[10000];
+    a.x[0] = tile[a.n] += 1;
+}
+
 static void deep_stack(const Arguments& a) {
     volatile char big[200 << 10];
     big[a.n] = 1;
@@ -136,6 +146,7 @@ static const sim_kernel kernels[] = {
     KERNEL(twice),           KERNEL(slow),         KERNEL(neighbour),     KERNEL(poison),
     KERNEL(dynamic_overrun), KERNEL(shared_overrun), KERNEL(leave_early), KERNEL(two_barriers),
     KERNEL(divergent_sum),   KERNEL(loop_sum),     KERNEL(inactive_slot), KERNEL(deep_stack),
+    KERNEL(tile_a),          KERNEL(tile_b),
     KERNEL(divide),          KERNEL(trap),         KERNEL(order),         {"nothing", invoke<nothing>, nullptr, 0, 256},
 };
 extern "C" __attribute__((visibility("default"))) const sim_module_table sim_module = {

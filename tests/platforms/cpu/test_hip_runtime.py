@@ -176,6 +176,15 @@ def test_fresh_memory_is_nan(sim: Simulator) -> None:
         assert np.isnan(x.read()).all()
 
 
+def test_large_memory_is_poisoned_without_being_touched(sim: Simulator) -> None:
+    start = time.perf_counter()
+    with Floats(sim, 5 << 28) as x:  # 5 GiB
+        assert time.perf_counter() - start < 1
+        view = np.ctypeslib.as_array(ctypes.cast(int(x), ctypes.POINTER(ctypes.c_float)), (x.count,))
+        assert np.isnan(view[:: x.count // 1000]).all()
+        assert np.isnan(view[-1])
+
+
 def test_size_zero_and_null(sim: Simulator) -> None:
     assert int(sim.hipMalloc(0) or 0) == 0
     assert sim.status("hipFree", None) == "hipSuccess"
@@ -483,6 +492,17 @@ def test_functions(sim: Simulator, kernels: Kernels) -> None:
     assert ask(attribute.HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, nothing) == 4096
     assert sim.hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(nothing, 256, 0) == 8
     assert sim.hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(nothing, 256, 30 << 10) == 1
+
+
+def test_static_lds_is_the_kernels_own(sim: Simulator, kernels: Kernels) -> None:
+    which = sim.hip.hipFunction_attribute.HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
+    with Floats(sim, 1, 0) as x:
+        for name in ("tile_a", "tile_b"):
+            assert sim.hipFuncGetAttribute(which, kernels.function(name)) == 4096 + 40000
+            kernels(name, x, 9999)
+            assert np.isnan(x.read()[0])
+        with pytest.raises(HipFailure, match="hipErrorLaunchOutOfResources"):
+            kernels("tile_a", x, lds=(64 << 10) - 44000)
 
 
 def test_many_modules_are_apart(sim: Simulator, compile_kernels: Callable[[str], Path]) -> None:

@@ -155,7 +155,7 @@ bool release_exchange(Executor* e, Wave* w) {
         if (offer.bytes) memcpy(view->slots + lane * view->stride, offer.data, offer.bytes);
     }
     for (unsigned lane = 0; lane < view->size; ++lane)
-        if (!(view->active & bit(lane))) memset(view->slots + lane * view->stride, 0xFF, SIM_SLOT_BYTES);
+        if (!(view->active & bit(lane))) memset(view->slots + lane * view->stride, 0xFF, first->bytes);
     if (first->once) first->once(view);
     w->exchanging &= ~view->active;
     w->ready = view->active;
@@ -432,6 +432,7 @@ EXPORT void sim_barrier() {
 EXPORT sim_wave* sim_exchange(const void* data, unsigned bytes, void (*once_for_all)(sim_wave*)) {
     Executor* e = executor;
     Wave* w = e->wave;
+    if (bytes > SIM_SLOT_BYTES) guard_leave("a cross-lane operation brings more than a slot holds");
     e->offers[e->current] = {data, once_for_all, bytes};
     w->exchanging |= bit(e->current - w->first);
     suspend(e, __builtin_return_address(0));

@@ -772,7 +772,7 @@ EXPORT hipError_t hipFuncGetAttribute(int* value, hipFunction_attribute attribut
     REQUIRE(f, hipErrorInvalidHandle);
     switch (attribute) {
         case HIP_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = static_cast<int>(f->kernel->max_threads); break;
-        case HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = static_cast<int>(f->module->tls_bytes); break;
+        case HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = static_cast<int>(f->static_lds); break;
         case HIP_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
             *value = static_cast<int>(function_dynamic_lds_limit(f));
             break;

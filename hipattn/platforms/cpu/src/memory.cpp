@@ -2,9 +2,10 @@
 
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-enum : size_t { page = 4096, guard = 64 << 10, alignment = 16, quarantine_limit = 4096 };
+enum : size_t { page = 4096, guard = 64 << 10, alignment = 16, quarantine_limit = 4096, poison_chunk = 16 << 20 };
 
 // A NaN in every floating-point format, and unlike the poison of fresh memory.
 static const unsigned char canary[2] = {0xC5, 0xFF};
@@ -39,6 +40,30 @@ static bool holds(const Allocation* a, const void* p) {
 
 static unsigned char canary_at(const char* p) { return canary[reinterpret_cast<uintptr_t>(p) & 1]; }
 
+static int poison_file() {
+    static int file = -1;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, [] {
+        int made = static_cast<int>(syscall(SYS_memfd_create, "hipattn-poison", 1u /* close on exec */));
+        char block[page];
+        memset(block, 0xFF, sizeof block);
+        for (size_t i = 0; made >= 0 && i < poison_chunk; i += sizeof block)
+            if (write(made, block, sizeof block) != sizeof block) return;
+        file = made;
+    });
+    return file;
+}
+
+// Fills fresh pages with NaN. Large ones are copies-on-write of one chunk, so that untouched memory costs nothing.
+static void fill(char* begin, size_t size) {
+    while (size >= 4 * poison_chunk && poison_file() >= 0 &&
+           mmap(begin, poison_chunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, poison_file(), 0) != MAP_FAILED) {
+        begin += poison_chunk;
+        size -= poison_chunk;
+    }
+    memset(begin, 0xFF, size);
+}
+
 hipError_t memory_allocate(Device* device, size_t size, hipMemoryType type, unsigned flags, void** out) {
     {
         Lock lock(mutex);
@@ -65,8 +90,8 @@ hipError_t memory_allocate(Device* device, size_t size, hipMemoryType type, unsi
         return hipErrorOutOfMemory;
     }
     char *begin = map + guard, *end = begin + body, *data = end - round_up(size, alignment);
+    fill(begin, body);
     for (char* p = begin; p < data; ++p) *p = static_cast<char>(canary_at(p));
-    memset(data, 0xFF, size);
     for (char* p = data + size; p < end; ++p) *p = static_cast<char>(canary_at(p));
 
     Allocation* a = make<Allocation>();

@@ -1,17 +1,15 @@
 #include "module.h"
 
 #include <dlfcn.h>
-#include <elf.h>
-#include <fcntl.h>
 #include <link.h>
 #include <stdio.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "executor.h"
 #include "fault.h"
+#include "image.h"
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -23,60 +21,10 @@ static void publish() {
     if (dladdr(reinterpret_cast<void*>(publish), &info)) dlopen(info.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
 }
 
-static bool write_all(int file, const char* from, size_t size) {
-    while (size) {
-        ssize_t n = write(file, from, size);  // EFAULT instead of a signal where the image ends too early
-        if (n <= 0) return false;
-        from += n;
-        size -= static_cast<size_t>(n);
-    }
-    return true;
-}
-
-// HIP is given no size: the ELF header says where the section headers are, which linkers put last.
-static bool copy_image(int file, const void* image, size_t* size) {
-    Elf64_Ehdr header;
-    if (!write_all(file, static_cast<const char*>(image), sizeof header) ||
-        pread(file, &header, sizeof header, 0) != sizeof header)
-        return false;
-    if (memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_type != ET_DYN ||
-        header.e_shentsize != sizeof(Elf64_Shdr) || header.e_phentsize != sizeof(Elf64_Phdr) ||
-        header.e_shoff < sizeof header || header.e_shoff > (1u << 30) || header.e_shstrndx >= header.e_shnum)
-        return false;
-    *size = header.e_shoff + header.e_shnum * sizeof(Elf64_Shdr);
-    return write_all(file, static_cast<const char*>(image) + sizeof header, *size - sizeof header);
-}
-
-// A truncated image ends in whatever follows it in memory. Its section headers are then no section headers.
-static bool plausible(const char* image, size_t size) {
-    auto inside = [size](uint64_t offset, uint64_t length) { return offset <= size && length <= size - offset; };
-    auto& header = *reinterpret_cast<const Elf64_Ehdr*>(image);
-    auto sections = reinterpret_cast<const Elf64_Shdr*>(image + header.e_shoff);
-    auto& names = sections[header.e_shstrndx];
-    if (sections[0].sh_type != SHT_NULL || names.sh_type != SHT_STRTAB || !inside(names.sh_offset, names.sh_size) ||
-        names.sh_size == 0 || image[names.sh_offset] || image[names.sh_offset + names.sh_size - 1])
-        return false;
-    for (unsigned i = 0; i < header.e_shnum; ++i)
-        if (sections[i].sh_name >= names.sh_size ||
-            (sections[i].sh_type != SHT_NOBITS && !inside(sections[i].sh_offset, sections[i].sh_size)))
-            return false;
-    if (!inside(header.e_phoff, header.e_phnum * sizeof(Elf64_Phdr))) return false;
-    auto segments = reinterpret_cast<const Elf64_Phdr*>(image + header.e_phoff);
-    for (unsigned i = 0; i < header.e_phnum; ++i)
-        if (!inside(segments[i].p_offset, segments[i].p_filesz)) return false;
-    return true;
-}
-
 static hipError_t open_image(Module* m, const void* image) {
     m->file = static_cast<int>(syscall(SYS_memfd_create, "hipattn-code-object", 1u /* close on exec */));
     if (m->file < 0) return hipErrorSharedObjectInitFailed;
-    size_t size;
-    if (!copy_image(m->file, image, &size)) return hipErrorInvalidImage;
-    void* mapped = mmap(nullptr, size, PROT_READ, MAP_SHARED, m->file, 0);
-    if (mapped == MAP_FAILED) return hipErrorOutOfMemory;
-    bool good = plausible(static_cast<const char*>(mapped), size);
-    munmap(mapped, size);
-    if (!good) return hipErrorInvalidImage;
+    if (!image_copy(m->file, image)) return hipErrorInvalidImage;
 
     // The loader knows a library by its path: the descriptor stays open so that no other gets the same.
     char path[64];
@@ -119,6 +67,37 @@ static size_t argument_bytes(const sim_kernel* k) {
     return end;
 }
 
+// Whether a mangled name is that of a variable inside a function: _ZZ4kernE5tile of kern, _ZZ4kernPfE5tile of _Z4kernPf.
+static bool is_local_to(const char* variable, const char* function) {
+    char prefix[1024];
+    if (!strncmp(function, "_Z", 2))
+        snprintf(prefix, sizeof prefix, "_ZZ%sE", function + 2);
+    else
+        snprintf(prefix, sizeof prefix, "_ZZ%zu%sE", strlen(function), function);
+    return !strncmp(variable, prefix, strlen(prefix));
+}
+
+// The kernels of a module share its TLS segment. A kernel's own LDS is what is left without the variables that are
+// inside others.
+static void find_functions(Module* m) {
+    const sim_module_table* table = m->table;
+    m->functions = make<Function>(table->kernel_count * sizeof(Function));
+    for (unsigned i = 0; i < table->kernel_count; ++i)
+        m->functions[i] = {&table->kernels[i], m, argument_bytes(&table->kernels[i]), m->tls_bytes};
+    size_t size;
+    const char* image = image_map(m->file, &size);
+    if (!image) return;
+    image_thread_locals(image, [m, table](const char* variable, size_t bytes) {
+        for (unsigned owner = 0; owner < table->kernel_count; ++owner) {
+            if (!is_local_to(variable, table->kernels[owner].name)) continue;
+            for (unsigned i = 0; i < table->kernel_count; ++i)
+                if (i != owner) m->functions[i].static_lds -= bytes;
+            return;
+        }
+    });
+    munmap(const_cast<char*>(image), size);
+}
+
 static void close_module(Module* m) {
     if (m->library) dlclose(m->library);
     if (m->file >= 0) close(m->file);
@@ -137,11 +116,7 @@ hipError_t module_load(Device* device, const void* image, Module** out) {
         return status;
     }
     find_tls(m);
-    m->functions = make<Function>(m->table->kernel_count * sizeof(Function));
-    for (unsigned i = 0; i < m->table->kernel_count; ++i) {
-        const sim_kernel* k = &m->table->kernels[i];
-        m->functions[i] = {k, m, argument_bytes(k)};
-    }
+    find_functions(m);
     Lock lock(mutex);
     modules.push(m);
     *out = m;
@@ -178,16 +153,17 @@ Function* function_of(void* handle) {
 }
 
 size_t function_dynamic_lds_limit(const Function* f) {
-    size_t lds = f->module->device->arch->lds_bytes, taken = f->module->tls_bytes;
+    size_t lds = f->module->device->arch->lds_bytes, taken = f->static_lds;
     return taken < lds ? lds - taken : 0;
 }
 
 // A plausible figure: what the threads and the LDS of a compute unit allow. Registers are not simulated.
 int function_blocks_per_cu(const Function* f, int block_size, size_t dynamic_lds) {
     const Arch* arch = f->module->device->arch;
-    size_t lds = f->module->tls_bytes + dynamic_lds;
+    size_t lds = f->static_lds + dynamic_lds;
     if (block_size <= 0 || block_size > static_cast<int>(f->kernel->max_threads) || lds > arch->lds_bytes) return 0;
-    size_t blocks = static_cast<size_t>(arch->max_threads_per_cu / round_up(block_size, static_cast<size_t>(arch->wave_size)));
+    size_t threads = round_up(static_cast<size_t>(block_size), static_cast<size_t>(arch->wave_size));
+    size_t blocks = static_cast<size_t>(arch->max_threads_per_cu) / threads;
     if (lds && arch->lds_bytes / lds < blocks) blocks = arch->lds_bytes / lds;
     return static_cast<int>(blocks);
 }
@@ -226,7 +202,8 @@ static hipError_t copy_arguments(const Function* f, void** parameters, void** ex
     }
     for (unsigned i = 0; i < k->argument_count; ++i)
         if (k->arguments[i].align > largest) largest = k->arguments[i].align;
-    if (!block || (size != f->argument_bytes && size != round_up(f->argument_bytes, largest))) return hipErrorInvalidValue;
+    bool fits = size == f->argument_bytes || size == round_up(f->argument_bytes, largest);
+    if (!block || !fits) return hipErrorInvalidValue;
     memcpy(to, block, f->argument_bytes);
     return hipSuccess;
 }
@@ -239,7 +216,7 @@ static hipError_t check_shape(const Function* f, sim_dim3 grid, sim_dim3 block, 
         return hipErrorInvalidConfiguration;
     if (block.x * block.y * block.z > f->kernel->max_threads) return hipErrorLaunchFailure;
     if (dynamic_lds > f->module->device->arch->lds_bytes) return hipErrorInvalidValue;
-    if (f->module->tls_bytes > f->module->device->arch->lds_bytes || dynamic_lds > function_dynamic_lds_limit(f))
+    if (f->static_lds > f->module->device->arch->lds_bytes || dynamic_lds > function_dynamic_lds_limit(f))
         return hipErrorLaunchOutOfResources;
     return hipSuccess;
 }

@@ -11,6 +11,7 @@ struct Function {
     const sim_kernel* kernel;
     Module* module;
     size_t argument_bytes;  // of the whole block
+    size_t static_lds;
 };
 
 struct Module {
