@@ -21,6 +21,7 @@ from hipattn.attn import reference
 from hipattn.attn.kv_cache import KVCache
 from hipattn.errors import ArgumentError, CompileError, HipError
 from hipattn.kernels import causal_mask, confine, scale, softmax
+from hipattn.kernels.rows import check_device
 from hipattn.runtime import bindings
 from hipattn.runtime.blas import Blas, Matrices, Product
 from hipattn.runtime.buffer import DeviceBuffer
@@ -105,7 +106,7 @@ class HipAttentionKernels:
         """
         stream = stream or self.device.default_stream
         product = _qk_product(*_facts(q), *_facts(k), *_facts(scores))
-        self._check_devices(stream, q=q, k=k, scores=scores)
+        check_device(stream, q=q, k=k, scores=scores)
 
         def on_gpu() -> None:
             _multiply(product, q, k, scores, stream)
@@ -240,7 +241,7 @@ class HipAttentionKernels:
         """
         stream = stream or self.device.default_stream
         product = _weighted_v_product(*_facts(weights), *_facts(v), *_facts(out))
-        self._check_devices(stream, weights=weights, v=v, out=out)
+        check_device(stream, weights=weights, v=v, out=out)
 
         def on_gpu() -> None:
             _multiply(product, weights, v, out, stream)
@@ -317,17 +318,17 @@ class HipAttentionKernels:
             if not isinstance(tensor, DeviceTensor):
                 raise ArgumentError(f"{name} is {type(tensor).__name__}; it takes a DeviceTensor")
         shape = check_shapes(q, k, v, layout=layout, past=past)
-        self._check_devices(stream, q=q, k=k, v=v)
+        check_device(stream, q=q, k=k, v=v)
         batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
         wanted = _laid_out(layout, batch, heads_q, seq_q, value_dim)
         if out is not None:
             _check_tensor("out", out, wanted, q.dtype)
-            self._check_devices(stream, out=out)
+            check_device(stream, out=out)
         if lse is not None:
             _check_tensor("lse", lse, (batch, heads_q, seq_q), FLOAT32)
-            self._check_devices(stream, lse=lse)
+            check_device(stream, lse=lse)
 
         new_k, new_v = _as(layout, "bshd", k), _as(layout, "bshd", v)
         if cache is not None:
@@ -402,13 +403,6 @@ class HipAttentionKernels:
                 log.warning("%s failed on the GPU and is recomputed on the CPU: %s", name, str(error))
             self.fallbacks[name] += 1
             on_cpu()
-
-    def _check_devices(self, stream: Stream, **tensors: DeviceTensor) -> None:
-        for name, tensor in tensors.items():
-            if tensor.device is not stream.device:
-                raise ArgumentError(
-                    f"{name} is on device {tensor.device.index}; the stream is on device {stream.device.index}"
-                )
 
 
 def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0) -> tuple[int, int, int, int, int, int]:

@@ -12,7 +12,7 @@ from hipattn.compiler.specialise import Specialisation
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Kernel, Module
 
-__all__ = ["load", "name_of"]
+__all__ = ["load", "loaded", "name_of"]
 
 _loaded: dict[tuple[int, Specialisation], Kernel] = {}
 _lock = threading.Lock()
@@ -38,8 +38,13 @@ def load(specialisation: Specialisation, device: Device) -> Kernel:
     return kernel
 
 
+def loaded() -> tuple[Specialisation, ...]:
+    """Return what `load` has loaded in this process."""
+    return tuple(specialisation for _, specialisation in _loaded)
+
+
 def name_of(function: Any) -> str | None:
-    """Return the name of the kernel that a recorded ``hipModuleLaunchKernel`` was given, None if `load` did not load it."""
+    """Return the name of the kernel that a ``hipModuleLaunchKernel`` was given; None if `load` did not load it."""
     return next((kernel.name for kernel in _loaded.values() if kernel._function is function), None)
 
 
