@@ -72,19 +72,25 @@ SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x4f16, "mai-insts")
 SIM_NEEDS(__builtin_amdgcn_mfma_f32_4x4x4f16, "mai-insts")
 SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x8f16, "mai-insts")
 SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x16f16, "mai-insts")
-SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x4bf16_1k, "gfx90a-insts")
-SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x4bf16_1k, "gfx90a-insts")
-SIM_NEEDS(__builtin_amdgcn_mfma_f32_4x4x4bf16_1k, "gfx90a-insts")
-SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x8bf16_1k, "gfx90a-insts")
-SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x16bf16_1k, "gfx90a-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x4bf16_1k, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x4bf16_1k, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_4x4x4bf16_1k, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x8bf16_1k, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x16bf16_1k, "mai-insts")
 #endif
 
-#ifdef __gfx90a__  // the first bf16 instructions, with half the k of the _1k ones
+#ifdef __gfx90a__  // the first bf16 instructions, with half the k of the _1k ones: gfx942 dropped them
 SIM_MFMA_BF16(32x32x2bf16, short, 32, 2, 2, 32)
 SIM_MFMA_BF16(16x16x2bf16, short, 16, 2, 4, 16)
 SIM_MFMA_BF16(4x4x2bf16, short, 4, 2, 16, 4)
 SIM_MFMA_BF16(32x32x4bf16, short, 32, 4, 1, 16)
 SIM_MFMA_BF16(16x16x8bf16, short, 16, 8, 1, 4)
+#else
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x2bf16, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x2bf16, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_4x4x2bf16, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_32x32x4bf16, "mai-insts")
+SIM_NEEDS(__builtin_amdgcn_mfma_f32_16x16x8bf16, "mai-insts")
 #endif
 
 #if defined(__gfx942__) || defined(__gfx950__)

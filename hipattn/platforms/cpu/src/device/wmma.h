@@ -96,6 +96,10 @@ SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12, "gfx12-insts,wavefro
 SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12, "gfx12-insts,wavefrontsize32")
 SIM_NEEDS(__builtin_amdgcn_wmma_f16_16x16x16_f16_w32_gfx12, "gfx12-insts,wavefrontsize32")
 SIM_NEEDS(__builtin_amdgcn_wmma_bf16_16x16x16_bf16_w32_gfx12, "gfx12-insts,wavefrontsize32")
+SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_fp8_fp8_w32_gfx12, "gfx12-insts,wavefrontsize32")
+SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_fp8_bf8_w32_gfx12, "gfx12-insts,wavefrontsize32")
+SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_bf8_fp8_w32_gfx12, "gfx12-insts,wavefrontsize32")
+SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_bf8_bf8_w32_gfx12, "gfx12-insts,wavefrontsize32")
 #endif
 SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_f16_w64, "wavefrontsize64")
 SIM_NEEDS(__builtin_amdgcn_wmma_f32_16x16x16_bf16_w64, "wavefrontsize64")
