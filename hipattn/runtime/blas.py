@@ -39,11 +39,14 @@ class Matrices:
 def _leading(name: str, m: Matrices) -> tuple[bool, int]:
     """Return (whether stored column by column, the leading dimension) of the matrices."""
     (rows, columns), (row, column) = m.shape[-2:], m.strides[-2:]
-    if column == 1 or columns == 1:
-        return False, max(row if rows > 1 else columns, columns, 1)
-    if row == 1 or rows == 1:
-        return True, max(column, rows, 1)
-    raise ArgumentError(f"{name} has matrix strides {(row, column)}; one of them must be 1")
+    if (column == 1 or columns <= 1) and (row >= columns or rows <= 1):
+        return False, max(row if rows > 1 else columns, 1)
+    if (row == 1 or rows <= 1) and (column >= rows or columns <= 1):
+        return True, max(column if columns > 1 else rows, 1)
+    raise ArgumentError(
+        f"{name} has matrix strides {(row, column)} for {rows} x {columns} elements; "
+        "one of them must be 1, and the other so large that no two elements are the same"
+    )
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def test_a_closed_event_is_refused(stream: Stream) -> None:
 
 
 def test_a_collected_event_is_destroyed_once(device: Device) -> None:
+    gc.collect()
     event = Event(device)
     with bindings.record() as calls:
         del event

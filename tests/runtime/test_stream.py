@@ -100,6 +100,7 @@ def test_a_closed_stream_is_refused(device: Device) -> None:
 
 
 def test_a_collected_stream_is_destroyed_once(device: Device) -> None:
+    gc.collect()
     stream = Stream(device)
     with bindings.record() as calls:
         del stream
