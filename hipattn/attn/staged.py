@@ -334,6 +334,10 @@ class HipAttentionKernels:
         if cache is not None:
             cache.check(layer, new_k, new_v)
 
+        for given in (q, k, v, out, lse):
+            if given is not None:
+                given.pointer  # noqa: B018  raises if the buffer is closed
+
         scores, weights = self._score_tensors((batch, heads_q, seq_q, seq_k), q.dtype, stream)
         if out is None:
             out = DeviceTensor.empty(wanted, q.dtype, stream=stream)

@@ -44,7 +44,7 @@ def loaded() -> tuple[Specialisation, ...]:
 
 
 def name_of(function: Any) -> str | None:
-    """Return the name of the kernel that a ``hipModuleLaunchKernel`` was given; None if `load` did not load it."""
+    """Return the name of the kernel that a recorded launch was given, None if `load` did not load it."""
     return next((kernel.name for kernel in _loaded.values() if kernel._function is function), None)
 
 
