@@ -2,6 +2,9 @@
 // preprocessor, is rewritten (hiprtc/source.h), and is compiled against the device prelude into a shared library,
 // which is the code object.
 #include <dlfcn.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "hiprtc/elf.h"
 #include "hiprtc/options.h"
@@ -44,17 +47,22 @@ const char* const COMPILE_FLAGS[] = {
     "-fno-math-errno", "-ffp-contract=fast-honor-pragmas", "-fno-sanitize=all", "-fsanitize=array-bounds",
     "-fsanitize-trap=array-bounds", "-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi", "-Wl,-Bsymbolic"};
 
-// What the host's CPU is good for.
+#if defined(__x86_64__)
+bool cpu_is_v3() {
+    unsigned a, b, c, d, low, high;
+    const unsigned basic = bit_FMA | bit_MOVBE | bit_OSXSAVE | bit_AVX | bit_F16C, leaf7 = bit_BMI | bit_AVX2 | bit_BMI2;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & basic) != basic) return false;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));  // the system saves the wide registers
+    if ((low & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & leaf7) != leaf7) return false;
+    return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT);
+}
+#endif
+
+// What the host's CPU is good for. It says so itself: zig's runtime lacks what __builtin_cpu_supports reads.
 void add_target(const char* compiler, List<Text>& command) {
 #if defined(__x86_64__)
-    bool zig = strstr(compiler, "zig");  // which spells them with underscores
-    __builtin_cpu_init();
-    bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-    Text level(zig ? "-march=x86_64" : "-march=x86-64");
-    if (v3) level.add(zig ? "_v3" : "-v3");
-    else if (v2) level.add(zig ? "_v2" : "-v2");
-    command.add(level);
+    if (cpu_is_v3()) command.add(strstr(compiler, "zig") ? "-march=x86_64_v3" : "-march=x86-64-v3");
+    else command.add(strstr(compiler, "zig") ? "-march=x86_64" : "-march=x86-64");
 #else
     (void)compiler, (void)command;
 #endif
