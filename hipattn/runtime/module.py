@@ -43,7 +43,7 @@ class Arguments(ctypes.Structure):
 
 
 def _dim3(name: str, value: int | tuple[int, ...]) -> Dim3:
-    sizes = (value,) if isinstance(value, int) else tuple(value)
+    sizes = value if isinstance(value, tuple) else (value,)
     if not 1 <= len(sizes) <= 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ArgumentError(f"{name} is {value!r}; it takes 1 to 3 integers of 1 or more")
     return (*sizes, 1, 1)[:3]  # type: ignore[return-value]
