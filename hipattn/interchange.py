@@ -60,9 +60,12 @@ def check_device(argument: str, index: int, stream: Stream | None) -> None:
     ArgumentError
         They differ, or there is no such device.
     """
-    if stream is not None and stream.device.index != index:
-        raise ArgumentError(f"{argument} is on device {index}; the stream is of device {stream.device.index}")
-    if not 0 <= index < Device.count():
+    if stream is not None:
+        if stream.device.index != index:
+            raise ArgumentError(
+                f"{argument} is on device {index}; the stream is of device {stream.device.index}"
+            )
+    elif not 0 <= index < Device.count():
         raise ArgumentError(f"{argument} is on device {index}; accepted: 0 to {Device.count() - 1}")
 
 
