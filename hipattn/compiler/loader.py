@@ -9,12 +9,14 @@ from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.code_object import check_arguments
 from hipattn.compiler.program import Program
 from hipattn.compiler.specialise import Specialisation
+from hipattn.errors import CompileError
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Kernel, Module
 
 __all__ = ["load", "loaded", "name_of"]
 
 _loaded: dict[tuple[int, Specialisation], Kernel] = {}
+_failed: dict[tuple[int, Specialisation], CompileError] = {}  # the same text does not compile a second time
 _lock = threading.Lock()
 
 
@@ -34,7 +36,13 @@ def load(specialisation: Specialisation, device: Device) -> Kernel:
         with _lock:
             kernel = _loaded.get(key)
             if kernel is None:
-                kernel = _loaded[key] = _build(specialisation, device)
+                if key in _failed:
+                    raise _failed[key]
+                try:
+                    kernel = _loaded[key] = _build(specialisation, device)
+                except CompileError as error:
+                    _failed[key] = error.with_traceback(None)
+                    raise
     return kernel
 
 
