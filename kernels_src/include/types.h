@@ -9,7 +9,7 @@ using bf16 = __bf16;
 using f32 = float;
 using i64 = long long;  // offsets: a product of sizes passes 2^31 long before memory is full
 
-constexpr float INF = __builtin_inff();
+constexpr float INF = __builtin_bit_cast(float, 0x7f800000);  // no INFINITY without a header
 
 // 2^x to 1 ulp, as one instruction where there is one; a result below 2^-126 may be 0.
 __device__ inline float exp2_fast(float x) {
