@@ -158,3 +158,8 @@ struct hip_bfloat16 {
 SIM_BFLOAT_OPERATOR(+) SIM_BFLOAT_OPERATOR(-) SIM_BFLOAT_OPERATOR(*) SIM_BFLOAT_OPERATOR(/)
 #undef SIM_BFLOAT_OPERATOR
 SIM_FN hip_bfloat16 operator-(hip_bfloat16 a) { a.data ^= 0x8000; return a; }
+
+// What clang calls to round a float to __bf16, where the host's instructions cannot; its compiler library may lack it.
+extern "C" __attribute__((weak, used, visibility("hidden"))) __bf16 __truncsfbf2(float f) {
+    return sim_bits<__bf16>(hip_bfloat16(f).data);
+}
