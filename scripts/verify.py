@@ -1,8 +1,8 @@
 """Does hipattn work on this machine? Measure it, and report check by check: ``python scripts/verify.py``.
 
-Each row of the report is measured in this run, on the device named above the table; its evidence is what was
-measured. "a ≤ b" is the largest error beside its bound, both relative to the largest value expected. Against
-attention in float64 the bound is twice the error of the same formula evaluated in the input dtype, but not below
+Each row of the report is measured in this run, on the device named above the table; its evidence is numbers.
+"a ≤ b" is the largest error beside its bound, both relative to the largest value expected. Against attention
+in float64 the bound is twice the error of the same formula evaluated in the input dtype, but not below
 `FLOOR`. The exit status is 1 if anything failed.
 """
 
