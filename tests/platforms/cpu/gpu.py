@@ -1,7 +1,7 @@
-"""Compile HIP source with the simulated hiprtc and run it on a simulated GPU of any arch, over hip-python alone.
+"""Compile HIP source with the simulated hiprtc and run it on a simulated GPU of any arch.
 
-Which GPUs a process simulates is settled at its first HIP call, so kernels run in a process of their own, which has
-one of each.
+Which GPUs a process simulates is settled at its first HIP call, so kernels run in a process of their own,
+which has one of each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAVE = {arch: 32 if arch.startswith("gfx1") else 64 for arch in ARCHS}
 
 os.environ.setdefault("HIPATTN_PLATFORM", "cpu")
 
-from hipattn.runtime import bindings
+from hipattn.runtime import bindings  # noqa: E402
 
 hip, hiprtc = bindings.hip, bindings.hiprtc
 
@@ -36,7 +36,7 @@ class Compiled:
     lowered: Mapping[str, str]
 
 
-def compile(
+def compile_source(
     source: str,
     *options: str,
     name: str = "kernel.hip",
@@ -48,12 +48,17 @@ def compile(
     texts = [text.encode() for text in headers.values()] or None
     names = [path.encode() for path in headers] or None
     program = bindings.check(
-        hiprtc.hiprtcCreateProgram(source.encode(), name.encode(), len(headers), texts, names), "hiprtcCreateProgram"
+        hiprtc.hiprtcCreateProgram(source.encode(), name.encode(), len(headers), texts, names),
+        "hiprtcCreateProgram",
     )
     try:
         for expression in expressions:
-            bindings.check(hiprtc.hiprtcAddNameExpression(program, expression.encode()), "hiprtcAddNameExpression")
-        (status,) = hiprtc.hiprtcCompileProgram(program, len(options), [option.encode() for option in options])
+            bindings.check(
+                hiprtc.hiprtcAddNameExpression(program, expression.encode()), "hiprtcAddNameExpression"
+            )
+        (status,) = hiprtc.hiprtcCompileProgram(
+            program, len(options), [option.encode() for option in options]
+        )
         log = bytearray(bindings.check(hiprtc.hiprtcGetProgramLogSize(program), "hiprtcGetProgramLogSize"))
         if log:
             bindings.check(hiprtc.hiprtcGetProgramLog(program, log), "hiprtcGetProgramLog")
@@ -62,7 +67,9 @@ def compile(
             code = bytearray(bindings.check(hiprtc.hiprtcGetCodeSize(program), "hiprtcGetCodeSize"))
             bindings.check(hiprtc.hiprtcGetCode(program, code), "hiprtcGetCode")
             for expression in expressions:
-                found = bindings.check(hiprtc.hiprtcGetLoweredName(program, expression.encode()), "hiprtcGetLoweredName")
+                found = bindings.check(
+                    hiprtc.hiprtcGetLoweredName(program, expression.encode()), "hiprtcGetLoweredName"
+                )
                 lowered[expression] = found.decode() if isinstance(found, bytes) else str(found)
         return Compiled(status.name, log.rstrip(b"\0").decode(), bytes(code), lowered)
     finally:
@@ -71,7 +78,7 @@ def compile(
 
 @functools.cache
 def compiled(source: str, arch: str) -> bytes:
-    result = compile(source, f"--offload-arch={arch}")
+    result = compile_source(source, f"--offload-arch={arch}")
     assert result.status == "HIPRTC_SUCCESS", result.log
     return result.code
 
@@ -94,7 +101,9 @@ def run(
     block: int = 64,
     shared: int = 0,
 ) -> list[NDArray[Any]]:
-    """Run a kernel to its end and return what the arrays then hold. An array goes as a pointer, bytes by value.
+    """Run a kernel to its end and return what the arrays then hold.
+
+    Of the arguments, an array goes as a pointer to a copy on the device, bytes go by value.
 
     Raises
     ------
@@ -122,7 +131,13 @@ def _check(result: tuple[Any, ...]) -> Any:
 
 
 def _run(
-    image: bytes, arch: str, arguments: Sequence[NDArray[Any] | bytes], kernel: str, grid: int, block: int, shared: int
+    image: bytes,
+    arch: str,
+    arguments: Sequence[NDArray[Any] | bytes],
+    kernel: str,
+    grid: int,
+    block: int,
+    shared: int,
 ) -> list[NDArray[Any]]:
     _check(hip.hipSetDevice(ARCHS.index(arch)))
     module = _check(hip.hipModuleLoadData(image))
@@ -134,7 +149,9 @@ def _run(
             _check(hip.hipMemcpy(pointer, array, array.nbytes, hip.hipMemcpyKind.hipMemcpyHostToDevice))
         pointers = iter(device)
         values = [
-            ctypes.create_string_buffer(a, len(a)) if isinstance(a, bytes) else ctypes.c_void_p(int(next(pointers)))
+            ctypes.create_string_buffer(a, len(a))
+            if isinstance(a, bytes)
+            else ctypes.c_void_p(int(next(pointers)))
             for a in arguments
         ]
         parameters = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])

@@ -66,9 +66,15 @@ class Gemm:
             rng.standard_normal((self.batch, columns, rows + self.pad))
             for columns, rows in (a_shape, b_shape, (self.n, self.m))
         )
-        return a.astype(self.a_type), b[: 1 if self.shared_b else None].astype(self.a_type), c.astype(self.c_type)
+        return (
+            a.astype(self.a_type),
+            b[: 1 if self.shared_b else None].astype(self.a_type),
+            c.astype(self.c_type),
+        )
 
-    def expected(self, a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def expected(
+        self, a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return c after the product in float64, and the bound on each element's error."""
 
         def matrix(x: NDArray[Any], rows: int, transposed: bool) -> NDArray[Any]:
@@ -104,7 +110,23 @@ class Gemm:
         beta = scalar(self.beta)
         if entry == "StridedBatchedEx":
             return blas.hipblasGemmStridedBatchedEx(
-                *head, a, x, lda, strides[0], b, x, ldb, strides[1], beta, c, y, ldc, strides[2], self.batch, COMPUTE, DEFAULT
+                *head,
+                a,
+                x,
+                lda,
+                strides[0],
+                b,
+                x,
+                ldb,
+                strides[1],
+                beta,
+                c,
+                y,
+                ldc,
+                strides[2],
+                self.batch,
+                COMPUTE,
+                DEFAULT,
             )[0]
         if entry == "Ex":
             return blas.hipblasGemmEx(*head, a, x, lda, b, x, ldb, beta, c, y, ldc, COMPUTE, DEFAULT)[0]
@@ -121,7 +143,9 @@ def upload(sim: Simulator, array: NDArray[Any]) -> Any:
     return pointer
 
 
-def run(sim: Simulator, handle: Any, gemm: Gemm, c: NDArray[Any] | None = None, entry: str = "StridedBatchedEx") -> None:
+def run(
+    sim: Simulator, handle: Any, gemm: Gemm, c: NDArray[Any] | None = None, entry: str = "StridedBatchedEx"
+) -> None:
     a, b, drawn = gemm.draw()
     c = drawn if c is None else c
     device = [upload(sim, x) for x in (a, b, c)]
@@ -136,13 +160,17 @@ def run(sim: Simulator, handle: Any, gemm: Gemm, c: NDArray[Any] | None = None, 
     expected, bound = gemm.expected(a, b, c)
     inside = np.s_[:, :, : gemm.m]
     assert (np.abs(out.astype(np.float64) - expected)[inside] <= bound[inside]).all()
-    np.testing.assert_array_equal(out[:, :, gemm.m :].view(np.uint8), c[:, :, gemm.m :].view(np.uint8))  # the padding
+    np.testing.assert_array_equal(
+        out[:, :, gemm.m :].view(np.uint8), c[:, :, gemm.m :].view(np.uint8)
+    )  # the padding
 
 
 @pytest.mark.parametrize("ta", [False, True])
 @pytest.mark.parametrize("tb", [False, True])
 @pytest.mark.parametrize("types", [(F32, F32), (F16, F16), (F16, F32), (BF16, BF16), (BF16, F32)], ids=str)
-def test_types_and_transposes(sim: Simulator, handle: Any, ta: bool, tb: bool, types: tuple[Any, Any]) -> None:
+def test_types_and_transposes(
+    sim: Simulator, handle: Any, ta: bool, tb: bool, types: tuple[Any, Any]
+) -> None:
     run(sim, handle, Gemm(17, 9, 33, ta, tb, 3, 0.5, 0, *types))
     run(sim, handle, Gemm(17, 9, 33, ta, tb, 2, -1.5, 0.75, *types))
 
@@ -181,7 +209,15 @@ def test_a_batch_stride_of_0_repeats_a_matrix(sim: Simulator, handle: Any) -> No
 
 def test_bf16_rounds_to_nearest_even_and_keeps_nan(sim: Simulator, handle: Any) -> None:
     ulp = 2.0**-7
-    pairs = [(1, ulp / 2), (1 + ulp, ulp / 2), (-1, -ulp / 2 * (1 + ulp)), (3.3e38, 1e36), (3.3e38, 3e38), (np.inf, 1), (np.nan, 1)]
+    pairs = [
+        (1, ulp / 2),
+        (1 + ulp, ulp / 2),
+        (-1, -ulp / 2 * (1 + ulp)),
+        (3.3e38, 1e36),
+        (3.3e38, 3e38),
+        (np.inf, 1),
+        (np.nan, 1),
+    ]
     gemm = Gemm(1, 1, 2, a_type=BF16, c_type=BF16, pad=0)
     for pair in (np.array(pair, BF16) for pair in pairs):
         with np.errstate(over="ignore"):
@@ -225,7 +261,9 @@ def test_device_scalars(sim: Simulator, handle: Any) -> None:
     a, b, c = gemm.draw()
     device = [upload(sim, x) for x in (a, b, c, np.array([2.0, 0.5], np.float32))]
     alpha = int(device[3])
-    status = blas.hipblasSgemm(handle, N, N, 2, 2, 2, alpha, device[0], 2, device[1], 2, alpha + 4, device[2], 2)[0]
+    status = blas.hipblasSgemm(
+        handle, N, N, 2, 2, 2, alpha, device[0], 2, device[1], 2, alpha + 4, device[2], 2
+    )[0]
     assert status == Status.HIPBLAS_STATUS_SUCCESS
     sim.hipDeviceSynchronize()
     out = np.empty_like(c)
@@ -255,8 +293,17 @@ def test_arguments_are_checked(sim: Simulator, handle: Any) -> None:
     good = Gemm(4, 4, 4)
     pointer = upload(sim, np.zeros(256, np.float32))
     invalid = Status.HIPBLAS_STATUS_INVALID_VALUE
-    call = lambda gemm, *p: gemm.call(handle, *(p or (pointer, pointer, pointer)))
-    for bad in (replace(good, m=-1), replace(good, n=-1), replace(good, k=-1), replace(good, batch=-1), replace(good, pad=-1)):
+
+    def call(gemm: Gemm, *operands: Any) -> Any:
+        return gemm.call(handle, *(operands or (pointer, pointer, pointer)))
+
+    for bad in (
+        replace(good, m=-1),
+        replace(good, n=-1),
+        replace(good, k=-1),
+        replace(good, batch=-1),
+        replace(good, pad=-1),
+    ):
         assert call(bad) == invalid
     for operands in ((None, pointer, pointer), (pointer, None, pointer), (pointer, pointer, None)):
         assert call(good, *operands) == invalid
@@ -265,7 +312,27 @@ def test_arguments_are_checked(sim: Simulator, handle: Any) -> None:
     assert good.call(None, pointer, pointer, pointer) == Status.HIPBLAS_STATUS_NOT_INITIALIZED
     x = hip.hipDataType.HIP_R_64F
     status = blas.hipblasGemmEx(
-        *(handle, N, N, 4, 4, 4, scalar(1), pointer, x, 4, pointer, x, 4, scalar(0), pointer, x, 4, COMPUTE, DEFAULT)
+        *(
+            handle,
+            N,
+            N,
+            4,
+            4,
+            4,
+            scalar(1),
+            pointer,
+            x,
+            4,
+            pointer,
+            x,
+            4,
+            scalar(0),
+            pointer,
+            x,
+            4,
+            COMPUTE,
+            DEFAULT,
+        )
     )[0]
     assert status == Status.HIPBLAS_STATUS_NOT_SUPPORTED
     sim.hipFree(pointer)

@@ -9,19 +9,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.platforms.cpu.gpu import ARCHS, WAVE, GpuError, compile, hiprtc, run
+from tests.platforms.cpu.gpu import ARCHS, WAVE, GpuError, compile_source, hiprtc, run
 
 GFX942 = "--offload-arch=gfx942"
 EMPTY = "__global__ void kernel() {}"
 
 
 def log_of(source: str, *options: str, **more: object) -> str:
-    result = compile(source, GFX942, *options, **more)  # type: ignore[arg-type]
+    result = compile_source(source, GFX942, *options, **more)  # type: ignore[arg-type]
     assert result.status == "HIPRTC_ERROR_COMPILATION"
     return result.log
 
 
-def value(code: str, arch: str = "gfx942", dtype: type = np.int32, count: int = 1, **more: object) -> list[object]:
+def value(
+    code: str, arch: str = "gfx942", dtype: type = np.int32, count: int = 1, **more: object
+) -> list[object]:
     """Return what a kernel of one thread leaves in p."""
     return list(run(code, arch, np.zeros(count, dtype), block=1, **more)[0])  # type: ignore[arg-type]
 
@@ -35,24 +37,35 @@ def expression(text: str, before: str = "", arch: str = "gfx942", dtype: type = 
 
 
 def test_an_error_names_the_file_line_and_column() -> None:
-    log = log_of("\n#define TWICE(x) ((x) + (x))\n__global__ void kernel(float* p) {\n    *p = nonsense;\n}\n", name="soft.hip")
+    log = log_of(
+        "\n#define TWICE(x) ((x) + (x))\n__global__ void kernel(float* p) {\n    *p = nonsense;\n}\n",
+        name="soft.hip",
+    )
     assert log.startswith("soft.hip:4:10: error: use of undeclared identifier 'nonsense'\n")
     assert "1 error generated when compiling for gfx942." in log
 
 
 def test_lines_stay_where_they_are() -> None:
-    source = "extern __shared__ float a[\n];\n__global__ void kernel() {\n  extern __shared__\n float b[];\n  b[0] = a[0];\n  c;\n}\n"
+    source = """extern __shared__ float a[
+];
+__global__ void kernel() {
+  extern __shared__
+ float b[];
+  b[0] = a[0];
+  c;
+}
+"""
     assert log_of(source).startswith("kernel.hip:7:3: error:")
 
 
 def test_a_warning_is_logged_and_the_program_compiles() -> None:
-    result = compile(f"#warning careful\n{EMPTY}", GFX942)
+    result = compile_source(f"#warning careful\n{EMPTY}", GFX942)
     assert result.status == "HIPRTC_SUCCESS"
     assert "kernel.hip:1:2: warning: careful" in result.log
 
 
 def test_nothing_to_say() -> None:
-    assert compile(EMPTY, GFX942).log == ""
+    assert compile_source(EMPTY, GFX942).log == ""
 
 
 def test_an_error_in_a_header_names_the_header() -> None:
@@ -70,39 +83,55 @@ def test_standard_headers_are_not_there() -> None:
 
 
 def test_too_much_lds_is_an_error_of_the_compiler() -> None:
-    big = "__global__ void kernel(float* p) {{\n    __shared__ float s[{}];\n    s[threadIdx.x] = *p;\n    *p = s[1];\n}}\n"
+    big = "__global__ void kernel(float* p) {{ __shared__ float s[{}]; s[threadIdx.x] = *p; *p = s[1]; }}"
     assert log_of(big.format(16385)).startswith("kernel.hip:1:")
     assert "error: local memory (65540) exceeds limit (65536) in " in log_of(big.format(16385))
-    assert compile(big.format(16384), GFX942).status == "HIPRTC_SUCCESS"
-    assert compile(big.format(40960), "--offload-arch=gfx950").status == "HIPRTC_SUCCESS"
-    assert "exceeds limit (163840)" in compile(big.format(40961), "--offload-arch=gfx950").log
+    assert compile_source(big.format(16384), GFX942).status == "HIPRTC_SUCCESS"
+    assert compile_source(big.format(40960), "--offload-arch=gfx950").status == "HIPRTC_SUCCESS"
+    assert "exceeds limit (163840)" in compile_source(big.format(40961), "--offload-arch=gfx950").log
 
 
 def test_each_kernel_has_its_own_lds() -> None:
-    kernel = 'extern "C" __global__ void k{0}(float* p) {{ __shared__ float s[10000]; s[threadIdx.x] = *p; *p = s[1]; }}\n'
-    assert compile(kernel.format(1) + kernel.format(2), GFX942).status == "HIPRTC_SUCCESS"
+    kernel = (
+        "__global__ void k{}(float* p) {{ __shared__ float s[10000]; s[threadIdx.x] = *p; *p = s[1]; }}\n"
+    )
+    assert compile_source(kernel.format(1) + kernel.format(2), GFX942).status == "HIPRTC_SUCCESS"
 
 
 # ---- options ----
 
 
 def test_options() -> None:
-    defined = compile("__global__ void kernel() { static_assert(ONE == 1 && TWO == 2); }", GFX942, "-DONE=1", "-D", "TWO=2")
+    defined = compile_source(
+        "__global__ void kernel() { static_assert(ONE == 1 && TWO == 2); }", GFX942, "-DONE=1", "-D", "TWO=2"
+    )
     assert defined.status == "HIPRTC_SUCCESS"
-    assert compile(EMPTY, "--gpu-architecture=gfx942:sramecc+:xnack-").status == "HIPRTC_SUCCESS"
+    assert compile_source(EMPTY, "--gpu-architecture=gfx942:sramecc+:xnack-").status == "HIPRTC_SUCCESS"
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["-O3"], ["-O0"], ["-ffast-math"], ["-g"], ["-std=c++14"], ["--std=c++20"], ["-munsafe-fp-atomics"],
-        ["-mcumode"], ["-mllvm", "-amdgpu-early-inline-all=true"], ["--gpu-max-threads-per-block=256"], ["-Wall", "-Werror"],
-        ["-mcode-object-version=5"], ["-fno-gpu-rdc"], ["-I/nowhere"], ["-w"],
+        ["-O3"],
+        ["-O0"],
+        ["-ffast-math"],
+        ["-g"],
+        ["-std=c++14"],
+        ["--std=c++20"],
+        ["-munsafe-fp-atomics"],
+        ["-mcumode"],
+        ["-mllvm", "-amdgpu-early-inline-all=true"],
+        ["--gpu-max-threads-per-block=256"],
+        ["-Wall", "-Werror"],
+        ["-mcode-object-version=5"],
+        ["-fno-gpu-rdc"],
+        ["-I/nowhere"],
+        ["-w"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_accepted(options: list[str]) -> None:
-    result = compile(EMPTY, GFX942, *options)
+    result = compile_source(EMPTY, GFX942, *options)
     assert result.status == "HIPRTC_SUCCESS", result.log
 
 
@@ -120,7 +149,7 @@ def test_missing_value() -> None:
 
 
 def test_unknown_arch() -> None:
-    result = compile(EMPTY, "--offload-arch=gfx123")
+    result = compile_source(EMPTY, "--offload-arch=gfx123")
     assert result.status == "HIPRTC_ERROR_COMPILATION"
     assert "unsupported HIP gpu architecture: gfx123" in result.log
 
@@ -129,13 +158,13 @@ def test_default_arch_is_the_first_device() -> None:
     import os
 
     first = os.environ.get("HIPATTN_CPU_ARCH", "gfx942").split(",")[0]
-    assert compile(f"#ifndef __{first}__\n#error another\n#endif\n{EMPTY}").status == "HIPRTC_SUCCESS"
+    assert compile_source(f"#ifndef __{first}__\n#error another\n#endif\n{EMPTY}").status == "HIPRTC_SUCCESS"
 
 
 def test_cxx_standard() -> None:
     for number, options in ((201703, []), (202002, ["-std=c++20"])):
         source = f"#if __cplusplus != {number}L\n#error another\n#endif\n{EMPTY}"
-        assert compile(source, GFX942, *options).status == "HIPRTC_SUCCESS"
+        assert compile_source(source, GFX942, *options).status == "HIPRTC_SUCCESS"
 
 
 # ---- programs ----
@@ -145,7 +174,10 @@ def test_status_of_misuse() -> None:
     _, program = hiprtc.hiprtcCreateProgram(EMPTY.encode(), b"kernel.hip", 0, None, None)
     Status = hiprtc.hiprtcResult
     assert hiprtc.hiprtcGetCodeSize(program)[0] == Status.HIPRTC_ERROR_INVALID_PROGRAM
-    assert hiprtc.hiprtcGetLoweredName(program, b"kernel")[0] == Status.HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION
+    assert (
+        hiprtc.hiprtcGetLoweredName(program, b"kernel")[0]
+        == Status.HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION
+    )
     assert hiprtc.hiprtcCompileProgram(program, 1, [GFX942.encode()])[0] == Status.HIPRTC_SUCCESS
     late = hiprtc.hiprtcAddNameExpression(program, b"kernel")[0]
     assert late == Status.HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION
@@ -163,7 +195,7 @@ def test_lowered_names() -> None:
     template __global__ void fill<char>(char*);
     """
     names = ["fill<float>", "&fill<int, 7>", "deep::er::inner", "plain", "&table"]
-    lowered = compile(source, GFX942, expressions=names).lowered
+    lowered = compile_source(source, GFX942, expressions=names).lowered
     assert lowered["fill<float>"] == "_Z4fillIfLi2EEvPT_"
     assert lowered["&fill<int, 7>"] == "_Z4fillIiLi7EEvPT_"
     assert lowered["deep::er::inner"] == "_ZN4deep2er5innerEiP15HIP_vector_typeIfLj2EE"
@@ -173,7 +205,7 @@ def test_lowered_names() -> None:
 
 def test_an_instance_runs_under_its_lowered_name() -> None:
     source = "template <int n> __global__ void fill(int* p) { *p = n; }"
-    made = compile(source, GFX942, expressions=["fill<42>"])
+    made = compile_source(source, GFX942, expressions=["fill<42>"])
     assert value(made.code, kernel=made.lowered["fill<42>"]) == [42]
 
 
@@ -186,27 +218,42 @@ def test_a_name_expression_that_names_nothing() -> None:
     [
         ("__global__ void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
         ("static __global__ void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
-        ("/* __global__ void no( */ // __global__\n__global__ void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
+        (
+            "/* __global__ void no( */ // __global__\n__global__ void kernel(int* p) { *p = 1; }",
+            "_Z6kernelPi",
+        ),
         ("#if 0\n__global__ void no() {}\n#endif\n__global__ void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
         ("__global__ void kernel(int*);\n__global__ void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
         ("#define KERNEL(n) __global__ void n(int* p)\nKERNEL(kernel) { *p = 1; }", "_Z6kernelPi"),
         ("__global__ void kernel(float*) {}\n__global__ void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
-        ("const char* s = \"__global__ void no() {\";\nvoid __global__ kernel(int* p) { *p = s[0] == '_'; }", "_Z6kernelPi"),
+        (
+            "const char* s = \"__global__ void no() {\";\nvoid __global__ kernel(int* p) { *p = *s == '_'; }",
+            "_Z6kernelPi",
+        ),
         ('extern "C" { __global__ void kernel(int* p) { *p = 1; } }', "kernel"),
-        ("namespace a { struct S { int x; }; __global__ void kernel(int* p) { *p = S{1}.x; } }", "_ZN1a6kernelEPi"),
-        ("constexpr int T = 2;\n__global__ __launch_bounds__(T * 32, 2) void kernel(int* p) { *p = 1; }", "_Z6kernelPi"),
-        ("template <int n> struct F { static constexpr int v = n; };\n__global__ void kernel(int* p) { *p = F<(1 > 0)>::v; }", "_Z6kernelPi"),
+        (
+            "namespace a { struct S { int x; };\n__global__ void kernel(int* p) { *p = S{1}.x; } }",
+            "_ZN1a6kernelEPi",
+        ),
+        (
+            "constexpr int T = 2;\n__global__ __launch_bounds__(T * 32, 2) void kernel(int* p) { *p = 1; }",
+            "_Z6kernelPi",
+        ),
+        (
+            "template <int n> struct F { enum {v=n}; };\n__global__ void kernel(int* p) { *p = F<(1>0)>::v; }",
+            "_Z6kernelPi",
+        ),
         ("auto f = [](int x) { return x; };\n__global__ void kernel(int* p) { *p = f(1); }", "_Z6kernelPi"),
         ("__global__ void kernel(int* __restrict__ p) __attribute__((noinline)) { *p = 1; }", "_Z6kernelPi"),
     ],
-)  # fmt: skip
+)
 def test_kernels_are_found(source: str, name: str) -> None:
-    assert value(compile(source, GFX942).code, kernel=name) == [1]
+    assert value(compile_source(source, GFX942).code, kernel=name) == [1]
 
 
 def test_launch_bounds_are_kept() -> None:
-    source = 'template <int n> __global__ __launch_bounds__(n * 32) void kernel(int* p) { *p = 1; }'
-    made = compile(source, GFX942, expressions=["kernel<2>"])
+    source = "template <int n> __global__ __launch_bounds__(n * 32) void kernel(int* p) { *p = 1; }"
+    made = compile_source(source, GFX942, expressions=["kernel<2>"])
     name = made.lowered["kernel<2>"]
     run(made.code, "gfx942", np.zeros(1, np.int32), kernel=name, block=64)
     with pytest.raises(GpuError):
@@ -267,15 +314,23 @@ def test_arguments_by_value() -> None:
     struct __align__(32) Wide { char a; float b[8]; };
     struct Odd { char a[3]; };
     struct Pair { double x; char y; };
-    extern "C" __global__ void kernel(char a, Odd b, double* out, short c, Pair d, bool e, Wide f, float3 g, half h,
-                                      unsigned char i) {
+    extern "C" __global__ void kernel(char a, Odd b, double* out, short c, Pair d, bool e, Wide f,
+                                      float3 g, half h, unsigned char i) {
         out[0] = a; out[1] = b.a[2]; out[2] = c; out[3] = d.x; out[4] = d.y; out[5] = e; out[6] = f.b[7];
         out[7] = g.z; out[8] = float(h); out[9] = i;
     }"""
     arguments = (
-        b"\1", b"\0\0\2", np.zeros(10), struct.pack("h", -3), struct.pack("dc7x", 4.5, b"\5"), b"\1",
-        struct.pack("4x8f28x", *range(8)), struct.pack("3f", 1, 2, 8), struct.pack("e", 9.5), b"\xff",
-    )  # fmt: skip
+        b"\1",
+        b"\0\0\2",
+        np.zeros(10),
+        struct.pack("h", -3),
+        struct.pack("dc7x", 4.5, b"\5"),
+        b"\1",
+        struct.pack("4x8f28x", *range(8)),
+        struct.pack("3f", 1, 2, 8),
+        struct.pack("e", 9.5),
+        b"\xff",
+    )
     (out,) = run(source, "gfx942", *arguments, block=1)
     np.testing.assert_array_equal(out, [1, 2, -3, 4.5, 5, 1, 7, 8, 9.5, 255])
 
@@ -286,47 +341,85 @@ def test_arguments_by_value() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_macros(arch: str) -> None:
     family = {"gfx1100": "__GFX11__", "gfx1201": "__GFX12__"}.get(arch, "__GFX9__")
-    macros = [f"__{arch}__", family, "__AMDGCN__", "__HIP_PLATFORM_AMD__", "__HIP_DEVICE_COMPILE__", "__HIPCC_RTC__"]
-    others = {"__GFX9__", "__GFX11__", "__GFX12__", *(f"__{other}__" for other in ARCHS)} - {f"__{arch}__", family}
+    macros = [
+        f"__{arch}__",
+        family,
+        "__AMDGCN__",
+        "__HIP_PLATFORM_AMD__",
+        "__HIP_DEVICE_COMPILE__",
+        "__HIPCC_RTC__",
+    ]
+    others = {"__GFX9__", "__GFX11__", "__GFX12__", *(f"__{other}__" for other in ARCHS)} - {
+        f"__{arch}__",
+        family,
+    }
     test = " && ".join([*(f"defined({m})" for m in macros), *(f"!defined({m})" for m in others)])
-    source = f"#if !({test})\n#error macros\n#endif\n__global__ void kernel() {{ static_assert(__AMDGCN_WAVEFRONT_SIZE == {WAVE[arch]}); }}"
-    result = compile(source, f"--offload-arch={arch}")
+    source = f"#if !({test}) || __AMDGCN_WAVEFRONT_SIZE != {WAVE[arch]}\n#error macros\n#endif\n{EMPTY}"
+    result = compile_source(source, f"--offload-arch={arch}")
     assert result.status == "HIPRTC_SUCCESS", result.log
 
 
 def test_vector_types() -> None:
     checks = {
-        "float3": (12, 4), "float4": (16, 16), "double2": (16, 16), "double4": (32, 32), "char4": (4, 4), "uchar3": (3, 1),
-        "short2": (4, 4), "longlong4": (32, 32), "uint1": (4, 4), "dim3": (12, 4), "__half": (2, 2), "__half2": (4, 4),
+        "float3": (12, 4),
+        "float4": (16, 16),
+        "double2": (16, 16),
+        "double4": (32, 32),
+        "char4": (4, 4),
+        "uchar3": (3, 1),
+        "short2": (4, 4),
+        "longlong4": (32, 32),
+        "uint1": (4, 4),
+        "dim3": (12, 4),
+        "__half": (2, 2),
+        "__half2": (4, 4),
         "hip_bfloat16": (2, 2),
-    }  # fmt: skip
-    test = "".join(f"static_assert(sizeof({t}) == {s} && alignof({t}) == {a});\n" for t, (s, a) in checks.items())
-    assert compile(test + EMPTY, GFX942).log == ""
-    code = "float4 a = make_float4(1, 2, 3, 4); a += 1.0f; a = a * float4(2, 2, 2, 2); int2 b = {1, 2}; b.x = -b.y;"
+    }
+    test = "".join(
+        f"static_assert(sizeof({t}) == {s} && alignof({t}) == {a});\n" for t, (s, a) in checks.items()
+    )
+    assert compile_source(test + EMPTY, GFX942).log == ""
+    code = "float4 a = make_float4(1, 2, 3, 4); a += 1.0f; a = a * float4(2, 2, 2, 2);"
+    code += "int2 b = {1, 2}; b.x = -b.y;"
     assert expression(f"({{ {code} int(a.x + a.w) * 100 + b.x; }})") == 1398
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("__builtin_amdgcn_exp2f(3.0f)", 8), ("__expf(0.0f)", 1), ("rsqrtf(4.0f)", 0.5), ("fmaxf(__builtin_nanf(\"\"), 2.0f)", 2),
-        ("max(1.0f, 2.0f) + min(3, 4) + max(5u, 4u)", 10), ("exp2(-1.0f)", 0.5), ("isnan(__builtin_nanf(\"\")) + isinf(1.0f)", 1),
-        ("__builtin_amdgcn_fmed3f(3.0f, 1.0f, 2.0f)", 2), ("__half2float(__float2half(0.1f))", float(np.float16(0.1))),
-        ("float(hip_bfloat16(0.1f))", float(ml_dtypes.bfloat16(0.1))), ("float((__bf16)0.1f)", float(ml_dtypes.bfloat16(0.1))),
-        ("float(__hadd(__half(1.5f), __half(2.0f)))", 3.5), ("float(__builtin_amdgcn_cvt_pkrtz(1.0009f, 3.0f)[0])", 1.0),
-        ("__uint_as_float(0x40000000u)", 2), ("fabs(-3.0f) + powf(2.0f, 3.0f)", 11), ("__builtin_amdgcn_rcpf(4.0f)", 0.25),
-        ("float(__popcll(255ull) + __clz(1) + __ffs(8))", 43), ("erff(0.0f) + tanhf(0.0f) + log2f(8.0f)", 3),
-    ],
-)  # fmt: skip
-def test_functions(text: str, expected: float) -> None:
-    assert expression(text, dtype=np.float32) == np.float32(expected)
+def test_functions() -> None:
+    cases: dict[str, float] = {
+        "__builtin_amdgcn_exp2f(3.0f)": 8,
+        "__expf(0.0f)": 1,
+        "rsqrtf(4.0f)": 0.5,
+        'fmaxf(__builtin_nanf(""), 2.0f)': 2,
+        "max(1.0f, 2.0f) + min(3, 4) + max(5u, 4u)": 10,
+        "exp2(-1.0f)": 0.5,
+        'isnan(__builtin_nanf("")) + isinf(1.0f)': 1,
+        "__builtin_amdgcn_fmed3f(3.0f, 1.0f, 2.0f)": 2,
+        "__half2float(__float2half(0.1f))": float(np.float16(0.1)),
+        "float(hip_bfloat16(0.1f))": float(ml_dtypes.bfloat16(0.1)),
+        "float((__bf16)0.1f)": float(ml_dtypes.bfloat16(0.1)),
+        "float(__hadd(__half(1.5f), __half(2.0f)))": 3.5,
+        "float(__builtin_amdgcn_cvt_pkrtz(1.0009f, 3.0f)[0])": 1.0,
+        "__uint_as_float(0x40000000u)": 2,
+        "fabs(-3.0f) + powf(2.0f, 3.0f)": 11,
+        "__builtin_amdgcn_rcpf(4.0f)": 0.25,
+        "float(__popcll(255ull) + __clz(1) + __ffs(8))": 43,
+        "erff(0.0f) + tanhf(0.0f) + log2f(8.0f)": 3,
+    }
+    lines = "".join(f"p[{n}] = {text};\n" for n, text in enumerate(cases))
+    got = value(
+        f'extern "C" __global__ void kernel(float* p) {{ {lines} }}', dtype=np.float32, count=len(cases)
+    )
+    assert dict(zip(cases, got, strict=True)) == {text: np.float32(x) for text, x in cases.items()}
 
 
 def test_float_semantics_are_strict_unless_asked() -> None:
     """A NaN is seen; a product and a sum fuse, as HIP's default is."""
     assert expression('({ volatile float x = __builtin_nanf(""); float y = x; y != y; })') == 1
     x = 1 + 2.0**-12
-    fused = expression(f"({{ volatile float x = {x}f; float y = x; y * y - {float(np.float32(x * x))}f; }})", dtype=np.float32)
+    fused = expression(
+        f"({{ volatile float x = {x}f; float y = x; y * y - {float(np.float32(x * x))}f; }})",
+        dtype=np.float32,
+    )
     assert fused == np.float32(x * x - float(np.float32(x * x)))
 
 
@@ -334,7 +427,8 @@ def test_atomics() -> None:
     source = """
     extern "C" __global__ void kernel(int* p, float* f) {
         atomicAdd(p, 1); atomicMax(p + 1, int(threadIdx.x)); atomicMin(p + 2, -int(threadIdx.x));
-        atomicAdd(f, 0.5f); atomicCAS(p + 3, 0, int(threadIdx.x) + 1); __hip_atomic_fetch_add(p + 4, 2, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+        atomicAdd(f, 0.5f); atomicCAS(p + 3, 0, int(threadIdx.x) + 1);
+        __hip_atomic_fetch_add(p + 4, 2, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
     }"""
     p, f = run(source, "gfx942", np.zeros(5, np.int32), np.zeros(1, np.float32), grid=50, block=64)
     assert list(p[:3]) == [3200, 63, -63]
@@ -356,7 +450,7 @@ def test_index_outside_an_array() -> None:
 
 def test_a_small_kernel_compiles_fast() -> None:
     """A bound wide enough for a busy machine; the figure is a tenth of it."""
-    compile(EMPTY, GFX942)
+    compile_source(EMPTY, GFX942)
     start = time.perf_counter()
-    compile(f"// {start}\n{EMPTY}", GFX942)
+    compile_source(f"// {start}\n{EMPTY}", GFX942)
     assert time.perf_counter() - start < 3

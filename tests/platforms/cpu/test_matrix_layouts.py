@@ -1,8 +1,8 @@
 """Each matrix instruction on each GPU that has it, against NumPy.
 
-The tables below say where element (i, k) of A, (k, j) of B and (i, j) of D live, as AMD's ISA documents and matrix
-instruction calculator do: from the element to the lane. The simulator goes the other way, from the lane to the
-element, and shares nothing with them. Inputs are small integers, so that every product is exact.
+The tables below say where element (i, k) of A, (k, j) of B and (i, j) of D live, as AMD's ISA documents and
+matrix instruction calculator do: from the element to the lane. The simulator goes the other way, from the
+lane to the element, and shares nothing with them. Inputs are small integers, so that every product is exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.platforms.cpu.gpu import ARCHS, WAVE, GpuError, compile, run
+from tests.platforms.cpu.gpu import ARCHS, WAVE, GpuError, compile_source, run
 
 CDNA = ("gfx90a", "gfx942", "gfx950")
 RDNA3, RDNA4 = ("gfx1100",), ("gfx1201",)
@@ -45,15 +45,29 @@ class Instruction:
         return self.builtin.removeprefix("__builtin_amdgcn_") + ("_high" if self.high else "")
 
 
-def mfma(name: str, size: int, depth: int, a: str, operand: str, blocks: int = 1, b: str = "", archs: Any = CDNA) -> Instruction:
+def mfma(
+    name: str, size: int, depth: int, a: str, operand: str, blocks: int = 1, b: str = "", archs: Any = CDNA
+) -> Instruction:
     return Instruction(
-        f"__builtin_amdgcn_mfma_f32_{name}", tuple(archs), size, depth, a, b or a, operand, blocks, extra=", 0, 0, 0"
+        f"__builtin_amdgcn_mfma_f32_{name}",
+        tuple(archs),
+        size,
+        depth,
+        a,
+        b or a,
+        operand,
+        blocks,
+        extra=", 0, 0, 0",
     )
 
 
-def wmma(name: str, archs: Any, a: str, operand: str, c: str = "f32", b: str = "", high: int = -1) -> Instruction:
+def wmma(
+    name: str, archs: Any, a: str, operand: str, c: str = "f32", b: str = "", high: int = -1
+) -> Instruction:
     extra = "" if high < 0 else f", {high}"
-    return Instruction(f"__builtin_amdgcn_wmma_{name}", archs, 16, 16, a, b or a, operand, 1, c, extra, max(high, 0))
+    return Instruction(
+        f"__builtin_amdgcn_wmma_{name}", archs, 16, 16, a, b or a, operand, 1, c, extra, max(high, 0)
+    )
 
 
 INSTRUCTIONS = [
@@ -137,7 +151,9 @@ def d_place(x: Instruction, arch: str) -> Place:
 
 def vector(text: str, name: str) -> str:
     element, _, count = text.partition(" ")
-    return f"typedef {element} {name}" + (f" __attribute__((ext_vector_type({count})))" if count else "") + ";\n"
+    return (
+        f"typedef {element} {name}" + (f" __attribute__((ext_vector_type({count})))" if count else "") + ";\n"
+    )
 
 
 def source(x: Instruction) -> str:
@@ -159,8 +175,9 @@ def kernel_name(x: Instruction) -> str:
 
 def inputs(x: Instruction, arch: str) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(7)
-    draw = lambda *shape: rng.integers(-4, 5, (x.blocks, *shape)).astype(np.float64)
-    return draw(x.size, x.depth), draw(x.depth, x.size), draw(x.size, x.size)
+    shapes = ((x.size, x.depth), (x.depth, x.size), (x.size, x.size))
+    a, b, c = (rng.integers(-4, 5, (x.blocks, *shape)).astype(np.float64) for shape in shapes)
+    return a, b, c
 
 
 def registers(x: Instruction, arch: str) -> int:
@@ -195,7 +212,7 @@ def test_against_numpy(x: Instruction, arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_only_where_the_chip_has_it(arch: str) -> None:
     missing = [x for x in INSTRUCTIONS if arch not in x.archs and not x.high]
-    result = compile("".join(source(x) for x in missing), f"--offload-arch={arch}", "-ferror-limit=0")
+    result = compile_source("".join(source(x) for x in missing), f"--offload-arch={arch}", "-ferror-limit=0")
     assert result.status == "HIPRTC_ERROR_COMPILATION"
     for x in missing:
         assert f"error: '{x.builtin}' needs target feature " in result.log

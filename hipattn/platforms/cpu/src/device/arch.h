@@ -57,9 +57,5 @@
 #define SIM_FN static inline __attribute__((always_inline))
 
 // A builtin that this chip lacks: calling it is an error, as in AMD's compiler, only where code is made of it.
-struct sim_missing {
-    template <class T> operator T() const;
-    unsigned operator[](int) const;
-};
-#define SIM_NEEDS(name, feature) \
-    template <class... A> __attribute__((error("'" #name "' needs target feature " feature))) sim_missing name(A...);
+#define SIM_NEEDS(result, name, feature) \
+    template <class... A> __attribute__((error("'" #name "' needs target feature " feature))) result name(A...);

@@ -68,7 +68,8 @@ SIM_FN unsigned long long __ballot(int predicate) {
         unsigned long long mask = 0;
         for (unsigned lane = 0; lane < w->size; ++lane)
             if (sim_active(w, lane)) mask |= sim_slot<unsigned long long>(w, lane) << lane;
-        for (unsigned lane = 0; lane < w->size; ++lane) __builtin_memcpy(w->slots + lane * w->stride, &mask, sizeof mask);
+        for (unsigned lane = 0; lane < w->size; ++lane)
+            __builtin_memcpy(w->slots + lane * w->stride, &mask, sizeof mask);
     });
     return sim_slot<unsigned long long>(wave, __lane_id());
 }
@@ -83,7 +84,7 @@ SIM_FN unsigned long long __builtin_amdgcn_ballot_w64(bool predicate) { return _
 #ifdef SIM_RDNA
 SIM_FN unsigned __builtin_amdgcn_ballot_w32(bool predicate) { return (unsigned)__ballot(predicate); }
 #else
-SIM_NEEDS(__builtin_amdgcn_ballot_w32, "wavefrontsize32")
+SIM_NEEDS(unsigned, __builtin_amdgcn_ballot_w32, "wavefrontsize32")
 #endif
 SIM_FN unsigned long long __builtin_amdgcn_read_exec() { return __activemask(); }
 
@@ -191,8 +192,8 @@ SIM_FN unsigned __builtin_amdgcn_permlanex16(unsigned old, unsigned v, unsigned 
     return sim_permlane16(old, v, lo, hi, bc, 16);
 }
 #else
-SIM_NEEDS(__builtin_amdgcn_permlane16, "gfx10-insts")
-SIM_NEEDS(__builtin_amdgcn_permlanex16, "gfx10-insts")
+SIM_NEEDS(unsigned, __builtin_amdgcn_permlane16, "gfx10-insts")
+SIM_NEEDS(unsigned, __builtin_amdgcn_permlanex16, "gfx10-insts")
 #endif
 
 #ifdef __gfx950__
@@ -204,9 +205,13 @@ SIM_FN sim_uint2 sim_permlane_swap(unsigned a, unsigned b, unsigned distance) {
     if (lane & distance) return sim_uint2{sim_slot<sim_uint2>(wave, lane ^ distance).y, b};
     return sim_uint2{a, sim_slot<sim_uint2>(wave, lane ^ distance).x};
 }
-SIM_FN sim_uint2 __builtin_amdgcn_permlane16_swap(unsigned a, unsigned b, bool, bool) { return sim_permlane_swap(a, b, 16); }
-SIM_FN sim_uint2 __builtin_amdgcn_permlane32_swap(unsigned a, unsigned b, bool, bool) { return sim_permlane_swap(a, b, 32); }
+SIM_FN sim_uint2 __builtin_amdgcn_permlane16_swap(unsigned a, unsigned b, bool, bool) {
+    return sim_permlane_swap(a, b, 16);
+}
+SIM_FN sim_uint2 __builtin_amdgcn_permlane32_swap(unsigned a, unsigned b, bool, bool) {
+    return sim_permlane_swap(a, b, 32);
+}
 #else
-SIM_NEEDS(__builtin_amdgcn_permlane16_swap, "permlane16-swap")
-SIM_NEEDS(__builtin_amdgcn_permlane32_swap, "permlane32-swap")
+SIM_NEEDS(sim_uint2, __builtin_amdgcn_permlane16_swap, "permlane16-swap")
+SIM_NEEDS(sim_uint2, __builtin_amdgcn_permlane32_swap, "permlane32-swap")
 #endif

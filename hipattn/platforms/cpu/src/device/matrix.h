@@ -4,6 +4,14 @@
 #pragma once
 
 template <class T, unsigned n> using sim_vector = T __attribute__((ext_vector_type(n)));
+using sim_float4 = sim_vector<float, 4>;
+using sim_float8 = sim_vector<float, 8>;
+using sim_float16 = sim_vector<float, 16>;
+using sim_float32 = sim_vector<float, 32>;
+using sim_half8 = sim_vector<_Float16, 8>;
+using sim_half16 = sim_vector<_Float16, 16>;
+using sim_short8 = sim_vector<short, 8>;
+using sim_short16 = sim_vector<short, 16>;
 
 struct sim_bf16 {
     unsigned short bits;

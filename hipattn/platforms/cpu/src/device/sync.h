@@ -4,7 +4,7 @@
 SIM_FN void __syncthreads() { sim_barrier(); }
 SIM_FN void __builtin_amdgcn_s_barrier() { sim_barrier(); }
 
-// A wave barrier that does not order the wave's lanes here would hide nothing on a GPU: its lanes run in step.
+// The lanes of a wave run in step on a GPU; here they are brought together.
 SIM_FN void __builtin_amdgcn_wave_barrier() { sim_exchange(nullptr, 0, nullptr); }
 SIM_FN void __syncwarp() { sim_exchange(nullptr, 0, nullptr); }
 SIM_FN void __syncwarp(unsigned long long) { sim_exchange(nullptr, 0, nullptr); }
@@ -24,11 +24,12 @@ SIM_FN void __builtin_amdgcn_s_setprio(short) {}
 SIM_FN void __builtin_amdgcn_s_sleep(int) {}
 SIM_FN void __builtin_amdgcn_s_nop(int) {}
 
-SIM_FN void __builtin_amdgcn_endpgm_trap() { sim_trap("trap"); }
 SIM_FN void sim_abort() { sim_trap("abort() called"); }
 #define abort sim_abort
 #undef __builtin_trap
 #define __builtin_trap() sim_trap("trap")
+
+SIM_FN void __assert_fail(const char* assertion, const char*, unsigned, const char*) { sim_trap(assertion); }
 
 extern "C" int printf(const char*, ...);
 extern "C" void* memcpy(void*, const void*, size_t);

@@ -80,7 +80,8 @@ static bool parse_options(int count, const char* const* given, Options& options,
             if (!(value = next())) return false;
             options.preprocess.add(value);
         } else if (!strcmp(o, "-O") || (starts_with(o, "-O") && strchr("0123sz", o[2]) && !o[3])) {
-            level = !strcmp(o, "-O3") ? "-O3" : !strcmp(o, "-O0") ? "-O0" : !strcmp(o, "-O1") ? "-O1" : "-O2";
+            // Less than -O2 gains nothing here, and ziglang would build its runtime anew for it.
+            level = !strcmp(o, "-O3") ? "-O3" : "-O2";
         } else if (!strcmp(o, "-Ofast")) {
             level = "-O3";
             options.compile.add("-ffast-math");
