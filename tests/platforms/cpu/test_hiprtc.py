@@ -240,7 +240,7 @@ def test_a_name_expression_that_names_nothing() -> None:
             "_Z6kernelPi",
         ),
         (
-            "template <int n> struct F { enum {v=n}; };\n__global__ void kernel(int* p) { *p = F<(1>0)>::v; }",
+            "template <int n> struct F { enum {v=n}; };\n__global__ void kernel(int* p) { *p=F<(1>0)>::v; }",
             "_Z6kernelPi",
         ),
         ("auto f = [](int x) { return x; };\n__global__ void kernel(int* p) { *p = f(1); }", "_Z6kernelPi"),
