@@ -56,10 +56,9 @@ def test_lengths(device: Device, columns: int) -> None:
 @pytest.mark.parametrize("dtypes", list(product(DTYPES, DTYPES)), ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_dtypes(device: Device, dtypes: tuple[np.dtype, np.dtype]) -> None:
     with Stream(device) as stream:
-        for columns in (20, 100, 3000):
+        for columns, before, after in ((24, 0, 0), (100, 1, 0), (3000, 0, 0)):
             scores = 3 * np.random.default_rng(columns).standard_normal((3, columns)).astype(np.float32)
-            check(stream, scores.astype(dtypes[0]), dtypes[1], after=-columns % 8)
-            check(stream, scores.astype(dtypes[0]), dtypes[1], before=1)
+            check(stream, scores.astype(dtypes[0]), dtypes[1], before=before, after=after)
 
 
 @pytest.mark.parametrize("columns", [7, 64, 300, 5000, 20000])
