@@ -39,7 +39,15 @@ def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     def compile_for(arch: str) -> Path:
         if arch not in made:
             path = tmp_path_factory.mktemp("kernels") / f"{arch}.so"
-            command = [*build.compiler(), *build.FLAGS, *KERNEL_FLAGS, f'-DARCH="{arch}"', str(KERNELS), "-o", str(path)]
+            command = [
+                *build.compiler(),
+                *build.FLAGS,
+                *KERNEL_FLAGS,
+                f'-DARCH="{arch}"',
+                str(KERNELS),
+                "-o",
+                str(path),
+            ]
             environment = os.environ | build.compiler_environment()
             subprocess.run(command, check=True, env=environment)
             made[arch] = path

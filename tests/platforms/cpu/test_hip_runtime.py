@@ -29,15 +29,21 @@ class Kernels:
         self.module = sim.hipModuleLoadData(image)
 
     def __call__(
-        self, name: str, x: Any = 0, n: int = 0, *, grid: int = 1, block: int = 1, lds: int = 0, stream: Any = None
+        self,
+        name: str,
+        x: Any = 0,
+        n: int = 0,
+        *,
+        grid: int = 1,
+        block: int = 1,
+        lds: int = 0,
+        stream: Any = None,
     ) -> None:
         """Launch with the whole argument block and its size, as hipattn does."""
         arguments = Arguments(int(x), n)
         size = ctypes.c_size_t(12)
         extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(arguments), 2, ctypes.addressof(size), 3)
-        self.sim.hipModuleLaunchKernel(
-            self.function(name), grid, 1, 1, block, 1, 1, lds, stream, None, extra
-        )
+        self.sim.hipModuleLaunchKernel(self.function(name), grid, 1, 1, block, 1, 1, lds, stream, None, extra)
 
     def function(self, name: str) -> Any:
         return self.sim.hipModuleGetFunction(self.module, name.encode())
@@ -442,9 +448,7 @@ print(*x.read()[1:].astype(int))
         ((1, 1, 1, 1, 1, 1), 64 << 10, "hipErrorLaunchOutOfResources"),  # the module's static LDS takes 4 KB
     ],
 )
-def test_launch_limits(
-    sim: Simulator, kernels: Kernels, shape: tuple[int, ...], lds: int, name: str
-) -> None:
+def test_launch_limits(sim: Simulator, kernels: Kernels, shape: tuple[int, ...], lds: int, name: str) -> None:
     function = kernels.function("nothing")  # 256 threads at most
     assert sim.status("hipModuleLaunchKernel", function, *shape, lds, None, None, None) == name
     assert sim.status("hipDeviceSynchronize") == "hipSuccess"
@@ -648,7 +652,9 @@ def test_streams_under_stress(sim: Simulator, kernels: Kernels, delay: int) -> N
                 current = streams[step % 3]
                 sim.hipStreamWaitEvent(current, event, 0)
                 kernels("slow", x, 1, block=1, stream=current)
-                sim.hipMemcpyAsync(y.pointer, x.pointer, 1024, sim.hip.hipMemcpyKind(KINDS["device"]), current)
+                sim.hipMemcpyAsync(
+                    y.pointer, x.pointer, 1024, sim.hip.hipMemcpyKind(KINDS["device"]), current
+                )
                 sim.hipEventRecord(event, current)
             sim.hipEventSynchronize(event)
             results.append(y.read()[0])
@@ -682,6 +688,16 @@ def test_fault_injection(sim: Simulator, kernels: Kernels) -> None:
     assert sim.control.sim_control_call_count(b"hipMalloc") == before + 3
     assert sim.control.sim_should_fail(b"hipblasSgemm") == 0
     assert sim.control.sim_control_call_count(b"hipblasSgemm") >= 1
+
+
+def test_injected_failure_of_a_wait_comes_after_the_wait(
+    sim: Simulator, kernels: Kernels, stream: Any
+) -> None:
+    with Floats(sim, 1, 0) as x:
+        kernels("slow", x, 5_000_000, stream=stream)
+        sim.control.sim_control_set_fail(b"hipStreamSynchronize:1")
+        assert sim.status("hipStreamSynchronize", stream) == "hipErrorUnknown"
+        assert sim.status("hipStreamQuery", stream) == "hipSuccess"
 
 
 def test_fault_injection_from_environment(run_script: Callable[..., str]) -> None:

@@ -60,12 +60,21 @@ void fault_install_handlers() {
     }
 }
 
-// Lasts as long as the thread, which the process's end takes with it or whose worker is reused.
-void fault_prepare_thread() {
+enum : size_t { handler_stack_bytes = 64 << 10 };
+
+void* fault_prepare_thread() {
     stack_t stack = {};
-    stack.ss_size = 64 << 10;
+    stack.ss_size = handler_stack_bytes;
     stack.ss_sp = mmap(nullptr, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     sigaltstack(&stack, nullptr);
+    return stack.ss_sp;
+}
+
+void fault_release_thread(void* handler_stack) {
+    stack_t none = {};
+    none.ss_flags = SS_DISABLE;
+    sigaltstack(&none, nullptr);
+    munmap(handler_stack, handler_stack_bytes);
 }
 
 void guard_leave(const char* message) {

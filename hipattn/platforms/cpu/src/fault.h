@@ -21,8 +21,10 @@ struct Guard {
 // The guard that the calling thread is inside. Initial-exec: the handler may read it in any thread.
 extern __thread Guard* active_guard __attribute__((tls_model("initial-exec")));
 
-// Gives the calling thread the stack that handlers run on. Every thread that runs device work calls it once.
-void fault_prepare_thread();
+// Gives the calling thread the stack that handlers run on. Every thread that runs device work calls it once, and
+// gives it back if it ends.
+void* fault_prepare_thread();
+void fault_release_thread(void* handler_stack);
 
 // Takes the signals, also when someone else has taken them since.
 void fault_install_handlers();

@@ -41,7 +41,7 @@ static hipError_t fault_of(const Device* device) {
 
 // Every entry point begins with one of these: it counts the call, injects a failure, and (all but the plain one)
 // finds the device or stream, whose sticky fault ends the call.
-#define ENTER(name)                           \
+#define ENTER(name)                               \
     static Counter counter = {#name, 0, nullptr}; \
     if (hipError_t status = enter(&counter)) return leave(status)
 #define ENTER_DEVICE(name)              \
@@ -53,6 +53,11 @@ static hipError_t fault_of(const Device* device) {
     Stream* stream = stream_of(handle);                             \
     if (!stream) return leave(hipErrorContextIsDestroyed);          \
     if (hipError_t status = fault_of(stream->device)) return leave(status)
+// A call that waits fails as a real one does, after the wait: nothing touches the caller's memory any more.
+#define ENTER_WAIT(name)                          \
+    static Counter counter = {#name, 0, nullptr}; \
+    hipError_t late = enter(&counter);            \
+    if (late != hipSuccess && late != hipErrorUnknown) return leave(late)
 #define REQUIRE(condition, error) \
     if (!(condition)) return leave(error)
 
@@ -213,9 +218,10 @@ EXPORT hipError_t hipDeviceComputeCapability(int* major, int* minor, int index) 
 }
 
 EXPORT hipError_t hipDeviceSynchronize() {
-    ENTER_DEVICE(hipDeviceSynchronize);
+    ENTER_WAIT(hipDeviceSynchronize);
+    Device* device = device_current();
     device_wait(device);
-    return leave(fault_of(device));
+    return leave(fault_of(device) ? fault_of(device) : late);
 }
 
 EXPORT hipError_t hipDeviceGetStreamPriorityRange(int* least, int* greatest) {
@@ -532,9 +538,11 @@ EXPORT hipError_t hipStreamDestroy(Handle handle) {
 }
 
 EXPORT hipError_t hipStreamSynchronize(Handle handle) {
-    ENTER_STREAM(hipStreamSynchronize, handle);
+    ENTER_WAIT(hipStreamSynchronize);
+    Stream* stream = stream_of(handle);
+    REQUIRE(stream, hipErrorContextIsDestroyed);
     stream_wait(stream);
-    return leave(fault_of(stream->device));
+    return leave(fault_of(stream->device) ? fault_of(stream->device) : late);
 }
 
 EXPORT hipError_t hipStreamQuery(Handle handle) {
@@ -685,9 +693,11 @@ EXPORT hipError_t hipEventQuery(Handle handle) {
 }
 
 EXPORT hipError_t hipEventSynchronize(Handle handle) {
-    ENTER_EVENT(hipEventSynchronize, handle);
+    ENTER_WAIT(hipEventSynchronize);
+    Event* event = event_of(handle);
+    REQUIRE(event, hipErrorInvalidHandle);
     event_wait(event);
-    return leave(fault_of(event_device(event)));
+    return leave(fault_of(event_device(event)) ? fault_of(event_device(event)) : late);
 }
 
 EXPORT hipError_t hipEventElapsedTime(float* milliseconds, Handle start, Handle stop) {

@@ -30,7 +30,7 @@ static void look(Ready ready) {
 
 static void* work(void* argument) {
     Stream* s = static_cast<Stream*>(argument);
-    fault_prepare_thread();
+    void* handler_stack = fault_prepare_thread();
     device_select(s->device->index);  // the one that host functions find
     pthread_mutex_lock(&mutex);
     for (;;) {
@@ -57,6 +57,7 @@ static void* work(void* argument) {
     }
     streams.remove_item(s);
     pthread_mutex_unlock(&mutex);
+    fault_release_thread(handler_stack);
     return nullptr;
 }
 
