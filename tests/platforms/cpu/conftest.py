@@ -18,7 +18,7 @@ from tests.platforms.cpu.simulator import Simulator
 ROOT = Path(__file__).parents[3]
 KERNELS = Path(__file__).with_name("runtime_kernels.cpp")
 
-# An index outside an array traps, a stack that is too deep meets its guard page, calls in two branches stay two.
+# An index outside an array traps, too deep a stack meets its guard page, calls in two branches stay two.
 KERNEL_FLAGS = (
     *("-fsanitize=array-bounds", "-fsanitize-trap=array-bounds", "-fstack-clash-protection"),
     *("-fconvergent-functions", f"-I{cpu.SOURCE}"),
@@ -76,13 +76,14 @@ def run_script(runtime_library: Path, compile_kernels: Callable[[str], Path]) ->
 
     def run(code: str, *archs: str, **environment: str) -> str:
         archs = archs or ("gfx942",)
+        images = [str(compile_kernels(arch)) for arch in archs]
         start = "\n".join(
             (
                 "import os, sys",
                 "os.environ['HIPATTN_PLATFORM'] = 'cpu'",
                 "from tests.platforms.cpu.test_hip_runtime import *",
                 f"sim = Simulator({str(runtime_library)!r})",
-                f"images = [Path(p).read_bytes() for p in {[str(compile_kernels(arch)) for arch in archs]!r}]",
+                f"images = [Path(p).read_bytes() for p in {images!r}]",
             )
         )
         done = subprocess.run(

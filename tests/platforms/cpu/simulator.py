@@ -42,7 +42,7 @@ class Simulator:
         return getattr(self.hip, name)(*arguments)[0].name  # type: ignore[no-any-return]
 
 
-class HipFailure(Exception):
+class HipFailure(Exception):  # noqa: N818
     def __init__(self, name: str, message: str) -> None:
         self.name = name
         self.message = message
