@@ -81,19 +81,13 @@ _KINDS: tuple[tuple[bytes, bytes, type[_Managed] | type[_Versioned]], ...] = (
 )
 
 for _kind in _KINDS:
-    ctypes.pythonapi.Py_IncRef(
-        ctypes.py_object(_kind[1])
-    )  # a capsule may outlive this module, and points to its name
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kind[1]))  # a capsule may outlive this module, and points to its name
 
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi)
-)
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
 _get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-_set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_SetName", ctypes.pythonapi)
-)
+_set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))
 _Deleter = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)  # holds the GIL, which some producers' deleters rely on
 
 
@@ -198,9 +192,7 @@ def from_capsule(capsule: Any, argument: str = "array") -> Memory:
     """
     managed = _managed(capsule, argument)
     if isinstance(managed, _Versioned) and managed.major != 1:
-        raise ArgumentError(
-            f"{argument} is DLPack version {managed.major}.{managed.minor}; accepted: 1 and older"
-        )
+        raise ArgumentError(f"{argument} is DLPack version {managed.major}.{managed.minor}; accepted: 1 and older")
     tensor = managed.tensor
     kind = tensor.dtype
     dtype = _DTYPES.get((kind.code, kind.bits, kind.lanes))

@@ -62,16 +62,12 @@ def check_device(argument: str, index: int, stream: Stream | None) -> None:
     """
     if stream is not None:
         if stream.device.index != index:
-            raise ArgumentError(
-                f"{argument} is on device {index}; the stream is of device {stream.device.index}"
-            )
+            raise ArgumentError(f"{argument} is on device {index}; the stream is of device {stream.device.index}")
     elif not 0 <= index < Device.count():
         raise ArgumentError(f"{argument} is on device {index}; accepted: 0 to {Device.count() - 1}")
 
 
-def _from_dlpack(
-    obj: Any, stream: Stream | None, argument: str
-) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
+def _from_dlpack(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
     kind, index = (int(number) for number in obj.__dlpack_device__())
     platform = bindings.platform()
     if kind in dlpack.HOST:
@@ -85,8 +81,7 @@ def _from_dlpack(
     if kind != dlpack.ROCM or platform.simulated:
         accepted = "host memory" if platform.simulated else "ROCM devices and host memory"
         raise ArgumentError(
-            f"{argument} is on {dlpack.device_name(kind, index)}; "
-            f"accepted on the {platform.name} platform: {accepted}"
+            f"{argument} is on {dlpack.device_name(kind, index)}; accepted on the {platform.name} platform: {accepted}"
         )
     check_device(argument, index, stream)
     stream = stream or Device(index).default_stream
@@ -128,9 +123,7 @@ def _from_interface(obj: Any, stream: Stream | None, argument: str) -> tuple[Dev
         device = _device_of(pointer)
     if device is None:
         platform = bindings.platform().name
-        raise ArgumentError(
-            f"{argument} is at {pointer:#x}; accepted: device memory of the {platform} platform"
-        )
+        raise ArgumentError(f"{argument} is at {pointer:#x}; accepted: device memory of the {platform} platform")
     check_device(argument, device.index, stream)
     stream = stream or device.default_stream
     owner = _stream_of(interface.get("stream"), device, argument) or stream
@@ -147,9 +140,7 @@ def _stream_of(handle: int | None, device: Device, argument: str) -> Stream | No
     if handle is None:
         return None
     if handle < 1:
-        raise ArgumentError(
-            f"{argument} has stream {handle}; the CUDA array interface takes None, or 1 and above"
-        )
+        raise ArgumentError(f"{argument} has stream {handle}; the CUDA array interface takes None, or 1 and above")
     return Stream.from_handle(0 if handle == 1 else handle, device)
 
 

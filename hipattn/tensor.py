@@ -95,9 +95,7 @@ class DeviceTensor:
         self.strides = row_major(self.shape) if strides is None else _sizes(strides, "strides")
         (self.offset,) = _sizes((offset,), "offset")
         if len(self.strides) != len(self.shape):
-            raise ArgumentError(
-                f"strides are {self.strides}; shape {self.shape} takes {len(self.shape)} of them"
-            )
+            raise ArgumentError(f"strides are {self.strides}; shape {self.shape} takes {len(self.shape)} of them")
         end = (offset + span(self.shape, self.strides)) * self.dtype.itemsize
         if 0 not in self.shape and end > buffer.nbytes:
             raise ArgumentError(
@@ -176,13 +174,8 @@ class DeviceTensor:
 
     def _upload(self, host: npt.NDArray[Any], stream: Stream) -> None:
         if host.nbytes:
-            kind = bindings.hip.hipMemcpyKind.hipMemcpyHostToDevice
-            result = bindings.hip.hipMemcpyAsync(
-                self.pointer, host.ctypes.data, host.nbytes, kind, stream.native
-            )
-            check(result, "hipMemcpyAsync", kind="host to device", bytes=host.nbytes)
             self.buffer.used_on(stream)
-            stream.sync()
+            _copy_and_wait(self.pointer, host.ctypes.data, host.nbytes, "HostToDevice", stream)
 
     def copy_from(self, array: npt.ArrayLike, *, stream: Stream | None = None) -> None:
         """Overwrite the elements with those of a host array of the same shape. Synchronises `stream`.
@@ -218,12 +211,7 @@ class DeviceTensor:
         stream = stream or self.buffer.join()
         host = np.empty(span(self.shape, self.strides), self.dtype)
         if host.size:
-            kind = bindings.hip.hipMemcpyKind.hipMemcpyDeviceToHost
-            result = bindings.hip.hipMemcpyAsync(
-                host.ctypes.data, self.pointer, host.nbytes, kind, stream.native
-            )
-            check(result, "hipMemcpyAsync", kind="device to host", bytes=host.nbytes)
-        stream.sync()
+            _copy_and_wait(host.ctypes.data, self.pointer, host.nbytes, "DeviceToHost", stream)
         if self.is_contiguous:
             return host.reshape(self.shape)
         steps = tuple(step * self.dtype.itemsize for step in self.strides)
@@ -277,8 +265,7 @@ class DeviceTensor:
         """Whether the elements lie row-major without gaps."""
         expected = row_major(self.shape)
         return self.size == 0 or all(
-            size == 1 or step == want
-            for size, step, want in zip(self.shape, self.strides, expected, strict=True)
+            size == 1 or step == want for size, step, want in zip(self.shape, self.strides, expected, strict=True)
         )
 
     def _view(self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> DeviceTensor:
@@ -394,9 +381,7 @@ class DeviceTensor:
         device = self.__dlpack_device__()
         if dl_device is not None and tuple(map(int, dl_device)) != device:
             wanted, there = (dlpack.device_name(*map(int, where)) for where in (dl_device, device))
-            raise BufferError(
-                f"dl_device is {wanted}; the tensor can only be exported on {there}, where it is"
-            )
+            raise BufferError(f"dl_device is {wanted}; the tensor can only be exported on {there}, where it is")
         simulated = self.device.simulated
         if stream is not None and (stream < -1 or stream in (1, 2) or (simulated and stream != -1)):
             accepted = "None or -1" if simulated else "None, -1, 0 or a hipStream_t (1 and 2 are CUDA's)"
@@ -425,3 +410,12 @@ def _sizes(values: tuple[int, ...], argument: str = "shape") -> tuple[int, ...]:
     if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):
         raise ArgumentError(f"{argument} is {values!r}; it takes integers of 0 or more")
     return tuple(int(value) for value in values)
+
+
+def _copy_and_wait(to: int, source: int, nbytes: int, kind: str, stream: Stream) -> None:
+    """Copy between host and device. Whatever fails, the host's memory is not in use any more at the end."""
+    native = stream.native
+    which = getattr(bindings.hip.hipMemcpyKind, f"hipMemcpy{kind}")
+    result = bindings.hip.hipMemcpyAsync(to, source, nbytes, which, native)
+    check(result, "hipMemcpyAsync", kind=kind, bytes=nbytes)
+    check(bindings.hip.hipStreamSynchronize(native), "hipStreamSynchronize", after=f"copying {nbytes} bytes")

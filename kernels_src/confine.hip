@@ -4,9 +4,9 @@
 // that do not see key j. Under a causal mask this kernel finds the columns of v that hold such a value and computes
 // them again from what each row sees: out[i, d] = sum over j <= i + seq_k - seq_q of weights[i, j] * v[j, d].
 //
-// weights: [batch * heads, seq_q, seq_k] contiguous; v and out: [batch, heads, rows, columns] with strides in
-// elements and contiguous columns; query head h reads head h / heads_per_kv of v. A block takes COLUMNS columns of
-// one head.
+// weights: [batch * heads * seq_q, seq_k], rows `weights_row` elements apart; v and out: [batch, heads, rows, columns]
+// with strides in elements and contiguous columns; query head h reads head h / heads_per_kv of v. A block takes
+// COLUMNS columns of one head.
 //
 // Bound by memory: reads v once a query head, and, where all is finite, does nothing else.
 #include "types.h"
@@ -22,8 +22,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void confine_nonfinite(const Conf
     const int column = threadIdx.x % COLUMNS, first = blockIdx.x % chunks * COLUMNS;
     const scalar* v = static_cast<const scalar*>(p.v) + b * p.v_batch + h / p.heads_per_kv * p.v_head + first;
     scalar* out = static_cast<scalar*>(p.out) + b * p.out_batch + h * p.out_head + first;
-    const scalar* weights =
-        static_cast<const scalar*>(p.weights) + static_cast<i64>(head_index) * p.seq_q * p.seq_k;
+    const scalar* weights = static_cast<const scalar*>(p.weights) + head_index * p.seq_q * p.weights_row;
 
     if (threadIdx.x < COLUMNS) found[threadIdx.x] = 0;
     __syncthreads();
@@ -40,7 +39,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void confine_nonfinite(const Conf
             const int last = i + p.seq_k - p.seq_q;  // the last key that row i sees
             float sum = 0.0f;
             for (int j = 0; j <= last; ++j)
-                sum += static_cast<float>(weights[static_cast<i64>(i) * p.seq_k + j]) *
+                sum += static_cast<float>(weights[i * p.weights_row + j]) *
                        static_cast<float>(v[j * p.v_row + c]);
             out[i * p.out_row + c] = static_cast<scalar>(sum);
         }

@@ -278,9 +278,7 @@ def _(gpu: Gpu) -> str:
     differ, swapped = int((stages(scale_last=False) != whole).sum()), largest(stages(scale_last=True) - whole)
     assert not differ, f"{differ} of {whole.size} values differ between the five stages and compute_attention"
     assert swapped > 0.1, f"scaling after the softmax moves the result by {swapped:.1e} only"
-    return (
-        f"five stages one by one: {differ} of {whole.size} values differ; scaled last, by up to {swapped:.1f}"
-    )
+    return f"five stages one by one: {differ} of {whole.size} values differ; scaled last, by up to {swapped:.1f}"
 
 
 @check(REVIEW, "error handling")
@@ -434,9 +432,7 @@ def _(gpu: Gpu) -> str:
                 program.compile(gpu.device.arch, DiskCache(Path(folder)))
                 times.append((time.perf_counter() - start) * 1e3)
     names = {kernel.kernel for kernel in wanted}
-    times_taken = (
-        f"{statistics.median(cold):.0f} ms each, {statistics.median(cached):.1f} ms from the disk cache"
-    )
+    times_taken = f"{statistics.median(cold):.0f} ms each, {statistics.median(cached):.1f} ms from the disk cache"
     return f"{len(names)} kernels in their dtypes, {len(cold)} of {len(wanted)} compile: {times_taken}"
 
 
@@ -472,9 +468,7 @@ def _(gpu: Gpu) -> Evidence | str:
         assert not waits, f"compute_attention waits in {waits}"
         made += len(calls)
     Errors().attention(q, k, v, out.numpy())
-    return (
-        f"0 of {made} calls in compute_attention wait; it returns before the work is done: {early} of {runs}"
-    )
+    return f"0 of {made} calls in compute_attention wait; it returns before the work is done: {early} of {runs}"
 
 
 @check(REVIEW, "stream order")
@@ -497,9 +491,7 @@ def _(gpu: Gpu) -> Evidence | str:
             gpu.device.sync()
     assert not differ[True], f"{differ[True]} of {rounds} results differ when a stream is late"
     if not differ[False]:
-        return Evidence(
-            f"{rounds} results without waits are right too: nothing is late here", status="not run"
-        )
+        return Evidence(f"{rounds} results without waits are right too: nothing is late here", status="not run")
     return f"over three streams, the first late: 0 of {rounds} results differ, without waits {differ[False]}"
 
 
@@ -755,9 +747,7 @@ def _(gpu: Gpu) -> str:
     fallbacks = gpu.kernels.fallbacks.total()
     assert min(launches, products) > 0, f"{launches} launches, {products} hipBLAS products"
     assert not fallbacks, f"stages that fell back to the CPU: {dict(gpu.kernels.fallbacks)}"
-    return (
-        f"this run: {launches} launches, {products} hipBLAS products, {fallbacks} stages fell back to the CPU"
-    )
+    return f"this run: {launches} launches, {products} hipBLAS products, {fallbacks} stages fell back to the CPU"
 
 
 def wanted(options: argparse.Namespace) -> list[Check]:
@@ -864,9 +854,7 @@ def report(console: Console, runs: dict[str, list[Result]], *, model: bool) -> N
             table.add_row(f" {row[1]}", evidence(rows[row]), *marks)
     console.print(table)
     if len(runs) > 1:
-        console.print(
-            "Evidence that differs is that of the arch in brackets, nearest to its bound.", style="dim"
-        )
+        console.print("Evidence that differs is that of the arch in brackets, nearest to its bound.", style="dim")
     if not model:
         console.print(f"{MODEL}: not run (--model smollm2)", style="dim")
     for arch, item in ((arch, item) for by_arch in rows.values() for arch, item in by_arch.items()):

@@ -39,9 +39,7 @@ class Producer:
 
 def memory_of(array: np.ndarray[Any, Any], owner: Any = None) -> dlpack.Memory:
     strides = tuple(step // array.itemsize for step in array.strides)
-    return dlpack.Memory(
-        array.ctypes.data, array.shape, strides, array.dtype, (dlpack.CPU, 0), (array, owner)
-    )
+    return dlpack.Memory(array.ctypes.data, array.shape, strides, array.dtype, (dlpack.CPU, 0), (array, owner))
 
 
 def name(capsule: Any) -> str:
@@ -97,9 +95,7 @@ def test_a_copy_says_so() -> None:
 
 @pytest.mark.parametrize("version", [None, (1, 0)])
 @pytest.mark.parametrize("consumed", [False, True])
-def test_owner_lives_as_long_as_the_capsule_or_its_consumer(
-    version: tuple[int, int] | None, consumed: bool
-) -> None:
+def test_owner_lives_as_long_as_the_capsule_or_its_consumer(version: tuple[int, int] | None, consumed: bool) -> None:
     owner = Owner()
     alive = weakref.ref(owner)
     capsule = dlpack.to_capsule(memory_of(np.zeros(3, np.float32), owner), version)
@@ -134,9 +130,7 @@ def test_no_capsule(thing: Any) -> None:
 def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
     array = np.zeros(3, dtype)
     count = sys.getrefcount(array)
-    with pytest.raises(
-        ArgumentError, match=rf"k is {np.dtype(dtype).name}\d*; accepted: float32, float16, bfloat16"
-    ):
+    with pytest.raises(ArgumentError, match=rf"k is {np.dtype(dtype).name}\d*; accepted: float32, float16, bfloat16"):
         dlpack.from_capsule(array.__dlpack__(), "k")
     assert sys.getrefcount(array) == count  # the producer has its capsule back
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -62,7 +64,9 @@ def test_shifting_a_row_changes_nothing(device: Device, columns: int, shift: int
 
 @examples
 @given(shape=shapes, data=st.data())
-def test_causal_output_does_not_depend_on_later_keys(device: Device, shape: dict[str, int], data: st.DataObject) -> None:
+def test_causal_output_does_not_depend_on_later_keys(
+    device: Device, shape: dict[str, int], data: st.DataObject
+) -> None:
     q, k, v = make(shape)
     i = data.draw(st.integers(0, shape["seq_q"] - 1), label="query")
     seen = max(0, min(shape["seq_k"], i + shape["seq_k"] - shape["seq_q"] + 1))
@@ -73,7 +77,9 @@ def test_causal_output_does_not_depend_on_later_keys(device: Device, shape: dict
 
 @examples
 @given(shape=shapes, data=st.data())
-def test_permuting_batch_or_heads_permutes_the_output(device: Device, shape: dict[str, int], data: st.DataObject) -> None:
+def test_permuting_batch_or_heads_permutes_the_output(
+    device: Device, shape: dict[str, int], data: st.DataObject
+) -> None:
     q, k, v = make(shape, group=1)
     batch = data.draw(st.permutations(range(shape["batch"])), label="batch")
     heads = data.draw(st.permutations(range(shape["heads_kv"])), label="heads")
@@ -103,7 +109,7 @@ def test_chunked_decoding_equals_one_pass(device: Device, shape: dict[str, int],
         HipAttentionKernels(device) as kernels,
     ):
         parts = []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             chunk = upload(stream, *(array[:, start:stop] for array in (q, k, v)))
             parts.append(kernels.compute_attention(*chunk, causal=True, cache=cache, stream=stream).numpy())
     assert_close(np.concatenate(parts, 1), attend(device, q, k, v, causal=True), atol=2e-6)

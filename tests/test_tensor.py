@@ -502,9 +502,7 @@ def test_cuda_array_interface_is_used_in_place(stream: Stream, version: int, str
 
 
 def test_an_empty_array_has_no_address() -> None:
-    foreign = Foreign(
-        __cuda_array_interface__={"shape": (0, 3), "typestr": "<f4", "data": (0, False), "version": 3}
-    )
+    foreign = Foreign(__cuda_array_interface__={"shape": (0, 3), "typestr": "<f4", "data": (0, False), "version": 3})
     assert DeviceTensor.asarray(foreign).numpy().shape == (0, 3)
 
 
@@ -531,9 +529,7 @@ def test_an_address_of_another_platform_is_refused() -> None:
     host = numbers(4)
     foreign = interface(DeviceTensor.empty((4,)), data=(host.ctypes.data, False))
     platform = bindings.platform().name
-    with pytest.raises(
-        ArgumentError, match=rf"q is at 0x\w+; accepted: device memory of the {platform} platform"
-    ):
+    with pytest.raises(ArgumentError, match=rf"q is at 0x\w+; accepted: device memory of the {platform} platform"):
         DeviceTensor.asarray(foreign, argument="q")
 
 

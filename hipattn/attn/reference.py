@@ -320,9 +320,7 @@ def _broadcast(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Ar
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
-        raise ArgumentError(
-            f"{name} has shape {array.shape}; it takes one that broadcasts to {shape}"
-        ) from None
+        raise ArgumentError(f"{name} has shape {array.shape}; it takes one that broadcasts to {shape}") from None
 
 
 def _for_sequence(function: Callable[..., Array], sequence: int, place: int) -> Callable[..., Array]:

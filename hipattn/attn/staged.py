@@ -33,6 +33,9 @@ __all__ = ["HipAttentionKernels"]
 
 log = logging.getLogger("hipattn")
 
+# Rows of scores start at multiples of so many elements, so that kernels move 16 bytes at a time for any seq_k.
+_ROW_MULTIPLE = 8
+
 
 @dataclass(frozen=True)
 class _Scratch:
@@ -84,7 +87,7 @@ class HipAttentionKernels:
     def compute_qk_t(
         self, q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, *, stream: Stream | None = None
     ) -> None:
-        """scores = q @ kᵀ, through hipBLAS with float32 accumulation.
+        """Scores = q @ kᵀ, through hipBLAS with float32 accumulation.
 
         Parameters
         ----------
@@ -93,7 +96,7 @@ class HipAttentionKernels:
         k
             [batch, heads_kv, seq_k, head_dim] of q's dtype; query head h reads head h · heads_kv / heads_q.
         scores
-            [batch, heads_q, seq_q, seq_k], float32, contiguous.
+            [batch, heads_q, seq_q, seq_k], float32; rows contiguous, evenly spaced.
         stream
             Default: the device's default stream.
 
@@ -118,12 +121,12 @@ class HipAttentionKernels:
         self._stage("compute_qk_t", on_gpu, on_cpu)
 
     def scale_inplace(self, scores: DeviceTensor, factor: float, *, stream: Stream | None = None) -> None:
-        """scores *= factor. Arithmetic in float32.
+        """Scores *= factor. Arithmetic in float32.
 
         Parameters
         ----------
         scores
-            Any shape, contiguous; float32, float16 or bfloat16.
+            Any shape; float32, float16 or bfloat16; rows contiguous, evenly spaced.
         factor
             Usually 1/√head_dim.
         stream
@@ -149,7 +152,7 @@ class HipAttentionKernels:
         Parameters
         ----------
         scores
-            [..., seq_q, seq_k], contiguous; float32, float16 or bfloat16.
+            [..., seq_q, seq_k]; float32, float16 or bfloat16; rows contiguous, evenly spaced.
         stream
             Default: the device's default stream.
 
@@ -176,7 +179,7 @@ class HipAttentionKernels:
         lse: DeviceTensor | None = None,
         stream: Stream | None = None,
     ) -> None:
-        """weights = softmax(scores) along the last dimension, in float32, with the row's maximum subtracted.
+        """Weights = softmax(scores) along the last dimension, in float32, with the row's maximum subtracted.
 
         Parameters
         ----------
@@ -216,12 +219,12 @@ class HipAttentionKernels:
         causal: bool = False,
         stream: Stream | None = None,
     ) -> None:
-        """out = weights @ v, through hipBLAS with float32 accumulation.
+        """Out = weights @ v, through hipBLAS with float32 accumulation.
 
         Parameters
         ----------
         weights
-            [batch, heads_q, seq_q, seq_k] of v's dtype, contiguous.
+            [batch, heads_q, seq_q, seq_k] of v's dtype; rows contiguous, evenly spaced.
         v
             [batch, heads_kv, seq_k, value_dim], contiguous last dimension.
         out
@@ -379,18 +382,21 @@ class HipAttentionKernels:
         held = self._scratch.get(stream)
         if held is not None and held.shape == shape and held.dtype == dtype:
             return held.scores, held.weights
-        count = math.prod(shape)
-        scores_bytes = -(-count * FLOAT32.itemsize // 256) * 256  # so that the weights are aligned
-        nbytes = scores_bytes + (0 if dtype == FLOAT32 else count * dtype.itemsize)
+        *rows, columns = shape
+        padded = (*rows, -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE)
+        scores_bytes = math.prod(padded) * FLOAT32.itemsize
+        nbytes = scores_bytes + (0 if dtype == FLOAT32 else math.prod(padded) * dtype.itemsize)
         buffer = held.scores.buffer if held is not None else None
         if buffer is None or buffer.nbytes < nbytes:
             if buffer is not None:
+                # Decoding asks for a little more each time.
+                nbytes = max(nbytes, 2 * buffer.nbytes)
                 del self._scratch[stream]
                 buffer.close()
             buffer = DeviceBuffer(nbytes, stream)
-        weights = scores = DeviceTensor(buffer, shape, FLOAT32)
+        weights = scores = DeviceTensor(buffer, padded, FLOAT32)[..., :columns]
         if dtype != FLOAT32:
-            weights = DeviceTensor(buffer, shape, dtype, offset=scores_bytes // dtype.itemsize)
+            weights = DeviceTensor(buffer, padded, dtype, offset=scores_bytes // dtype.itemsize)[..., :columns]
         self._scratch[stream] = _Scratch(shape, dtype, scores, weights)
         return scores, weights
 
@@ -486,7 +492,11 @@ def _qk_product(*facts: Any) -> Product:
 
 @lru_cache(maxsize=1024)
 def _weighted_v_product(*facts: Any) -> Product:
-    (weights, w_steps, dtype), (v, v_steps, v_dtype), (out, steps, out_dtype) = facts[0:3], facts[3:6], facts[6:9]
+    (weights, w_steps, dtype), (v, v_steps, v_dtype), (out, steps, out_dtype) = (
+        facts[0:3],
+        facts[3:6],
+        facts[6:9],
+    )
     if len(weights) != 4 or len(v) != 4 or out != (*weights[:3], v[3]) or v[2] != weights[3]:
         raise ArgumentError(
             f"weights {weights}, v {v} and out {out} do not fit; they take [batch, heads_q, seq_q, seq_k], "

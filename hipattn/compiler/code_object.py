@@ -41,7 +41,10 @@ def kernels(image: bytes) -> dict[str, dict[str, Any]]:
             if not isinstance(section, NoteSection):
                 continue
             for note in section.iter_notes():
-                if note["n_name"] == "AMDGPU" and note["n_type"] in (_NT_AMDGPU_METADATA, "NT_AMDGPU_METADATA"):
+                if note["n_name"] == "AMDGPU" and note["n_type"] in (
+                    _NT_AMDGPU_METADATA,
+                    "NT_AMDGPU_METADATA",
+                ):
                     text = note["n_descdata"]
                     metadata = msgpack.unpackb(text, strict_map_key=False)
                     found |= {kernel[".name"]: kernel for kernel in metadata["amdhsa.kernels"]}

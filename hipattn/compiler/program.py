@@ -115,9 +115,7 @@ class Program:
         texts = [text.encode() for text in self.headers.values()]
         names = [name.encode() for name in self.headers]
         native = check(
-            rtc.hiprtcCreateProgram(
-                self.source.encode(), self.name.encode(), len(texts), texts or None, names or None
-            ),
+            rtc.hiprtcCreateProgram(self.source.encode(), self.name.encode(), len(texts), texts or None, names or None),
             "hiprtcCreateProgram",
             program=self.name,
         )

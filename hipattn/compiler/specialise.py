@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hipattn.compiler.target import wave_size
 from hipattn.errors import ArgumentError
@@ -47,7 +48,8 @@ def render_struct(struct: type[Arguments]) -> str:
     """Return the C++ definition of an argument struct, with a check that its layout is the one that Python sends."""
     name = struct.__name__
     members, checks = [], [f"sizeof({name}) == {ctypes.sizeof(struct)}"]
-    for field_name, kind in struct._fields_:  # type: ignore[misc]
+    fields: Any = struct._fields_
+    for field_name, kind in fields:
         length = ""
         if issubclass(kind, ctypes.Array):
             length, kind = f"[{kind._length_}]", kind._type_
@@ -56,7 +58,8 @@ def render_struct(struct: type[Arguments]) -> str:
         members.append(f"    {_C_TYPES[kind]} {field_name}{length};\n")
         checks.append(f"__builtin_offsetof({name}, {field_name}) == {getattr(struct, field_name).offset}")
     layout = " &&\n    ".join(checks)
-    return f'struct {name} {{\n{"".join(members)}}};\nstatic_assert({layout},\n    "{name} differs from its declaration in Python");\n'
+    message = f"{name} differs from its declaration in Python"
+    return f'struct {name} {{\n{"".join(members)}}};\nstatic_assert({layout},\n    "{message}");\n'
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ class Specialisation:
     @property
     def name(self) -> str:
         """A readable name: the kernel and what was decided, for messages and the cache."""
-        decided = [*self.types.values(), *(f"{key.lower()}{int(value)}" for key, value in self.constants.items())]
+        decided = [
+            *self.types.values(),
+            *(f"{key.lower()}{int(value)}" for key, value in self.constants.items()),
+        ]
         return "_".join([self.kernel, *decided])
 
     def render(self, arch: str) -> str:

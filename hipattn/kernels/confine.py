@@ -10,7 +10,7 @@ import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels.rows import BLOCK, check_device
+from hipattn.kernels.rows import BLOCK, as_rows, check_device
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -24,10 +24,11 @@ _COLUMNS = 32  # of v that a block looks at
 class ConfineParams(Arguments):
     """What ``confine_nonfinite`` takes."""
 
-    _fields_ = [
+    _fields_ = (
         ("weights", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
+        ("weights_row", ctypes.c_int64),
         ("v_batch", ctypes.c_int64),
         ("v_head", ctypes.c_int64),
         ("v_row", ctypes.c_int64),
@@ -39,7 +40,7 @@ class ConfineParams(Arguments):
         ("seq_q", ctypes.c_int32),
         ("seq_k", ctypes.c_int32),
         ("columns", ctypes.c_int32),
-    ]
+    )
 
 
 def specialise(dtype: str) -> Specialisation:
@@ -54,7 +55,8 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
     Parameters
     ----------
     weights
-        [batch, heads_q, seq_q, seq_k], contiguous: causal attention weights, aligned bottom-right.
+        [batch, heads_q, seq_q, seq_k], rows contiguous and evenly spaced: causal attention weights, aligned
+        bottom-right.
     v
         [batch, heads_kv, seq_k, value_dim], contiguous last dimension.
     out
@@ -65,16 +67,14 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
     Raises
     ------
     ArgumentError
-        A tensor is on another device than the stream.
+        The layout of `weights` is not accepted, or a tensor is on another device than the stream.
     """
     check_device(stream, weights=weights, v=v, out=out)
-    plan = _plan(stream.device, v.dtype, weights.shape, v.shape)
+    plan = _plan(stream.device, v.dtype, weights.shape, weights.strides, v.shape)
     if plan is None:
         return
-    kernel, config, sizes = plan
-    arguments = ConfineParams(
-        weights.pointer, v.pointer, out.pointer, *v.strides[:3], *out.strides[:3], *sizes
-    )
+    kernel, config, (row, *sizes) = plan
+    arguments = ConfineParams(weights.pointer, v.pointer, out.pointer, row, *v.strides[:3], *out.strides[:3], *sizes)
     kernel.launch(stream, config, arguments)
     for tensor in (weights, v, out):
         tensor.buffer.used_on(stream)
@@ -82,10 +82,15 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device, dtype: np.dtype[Any], weights: tuple[int, ...], v: tuple[int, ...]
+    device: Device,
+    dtype: np.dtype[Any],
+    weights: tuple[int, ...],
+    strides: tuple[int, ...],
+    v: tuple[int, ...],
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    row = as_rows("weights", weights, strides).stride
     if 0 in weights or 0 in v:
         return None
     batch, heads, seq_q, seq_k = weights
     config = LaunchConfig(batch * heads * -(-v[3] // _COLUMNS), BLOCK)
-    return load(specialise(dtype.name), device), config, (heads, heads // v[1], seq_q, seq_k, v[3])
+    return load(specialise(dtype.name), device), config, (row, heads, heads // v[1], seq_q, seq_k, v[3])

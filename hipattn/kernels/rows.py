@@ -120,6 +120,4 @@ def check_device(stream: Stream, **tensors: DeviceTensor) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.device is not stream.device:
-            raise ArgumentError(
-                f"{name} is on device {tensor.device.index}; the stream is on {stream.device.index}"
-            )
+            raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {stream.device.index}")

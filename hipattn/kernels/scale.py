@@ -35,9 +35,7 @@ class ScaleParams(Arguments):
 
 def specialise(dtype: str, vector: int) -> Specialisation:
     """Return the kernel for a dtype and `vector` elements an access."""
-    return Specialisation(
-        "scale", "scale_inplace", ScaleParams, {"BLOCK": BLOCK, "VECTOR": vector}, {"scalar": dtype}
-    )
+    return Specialisation("scale", "scale_inplace", ScaleParams, {"BLOCK": BLOCK, "VECTOR": vector}, {"scalar": dtype})
 
 
 def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:

@@ -108,8 +108,7 @@ def launch(
         if lse.shape != scores.shape[:-1] or lse.dtype != FLOAT32 or not lse.is_contiguous:
             layout = "contiguous" if lse.is_contiguous else "not contiguous"
             raise ArgumentError(
-                f"lse is {lse.dtype.name} {lse.shape}, {layout}; "
-                f"it takes float32 {scores.shape[:-1]}, contiguous"
+                f"lse is {lse.dtype.name} {lse.shape}, {layout}; it takes float32 {scores.shape[:-1]}, contiguous"
             )
     plan = _plan(stream.device, *_facts(scores), *_facts(out), lse is not None)
     if plan is None:
@@ -140,9 +139,7 @@ def _plan(
     lse: bool,
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     if in_shape != out_shape or not in_shape:
-        raise ArgumentError(
-            f"scores has shape {in_shape} and out {out_shape}; both take [..., columns], the same"
-        )
+        raise ArgumentError(f"scores has shape {in_shape} and out {out_shape}; both take [..., columns], the same")
     rows, columns, in_stride = as_rows("scores", in_shape, in_strides)
     out_stride = as_rows("out", out_shape, out_strides).stride
     if not rows or (not columns and not lse):

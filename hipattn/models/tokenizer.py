@@ -49,9 +49,7 @@ class Tokenizer:
 
         kind, split = value("model"), value("pre")
         if (kind, split) != ("gpt2", "smollm"):
-            raise ModelError(
-                f"{file.path}: tokenizer {kind!r} with split {split!r}; only gpt2 with smollm works"
-            )
+            raise ModelError(f"{file.path}: tokenizer {kind!r} with split {split!r}; only gpt2 with smollm works")
         words, types, merges = value("tokens", []), value("token_type", []), value("merges", [])
         if not words or len(types) != len(words) or not all(" " in merge for merge in merges):
             raise ModelError(f"{file.path}: the tokenizer's vocabulary, token types or merges are damaged")

@@ -89,7 +89,11 @@ def build(platform: str, libraries: Sequence[Library], inputs: Sequence[Path]) -
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(str(folder) + ".lock"):
             if not folder.is_dir():
-                print(f"hipattn: compiling the {platform} platform's libraries, once", file=sys.stderr, flush=True)
+                print(
+                    f"hipattn: compiling the {platform} platform's libraries, once",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 _compile(command, libraries, folder)
     return {library.soname: folder / library.soname for library in libraries}
 
@@ -115,7 +119,12 @@ def _compile(command: list[str], libraries: Sequence[Library], folder: Path) -> 
             for library in libraries:
                 parts = [str(objects[source]) for source in library.sources]
                 links = [str(work / name) for name in library.links]
-                where = ["-Wl,-rpath,$ORIGIN", f"-Wl,-soname,{library.soname}", "-o", str(work / library.soname)]
+                where = [
+                    "-Wl,-rpath,$ORIGIN",
+                    f"-Wl,-soname,{library.soname}",
+                    "-o",
+                    str(work / library.soname),
+                ]
                 run([*FLAGS, *parts, *links, *where, "-lpthread", "-ldl"])
         except FileNotFoundError as error:
             raise PlatformError(f"the C++ compiler {command[0]!r} does not exist") from error

@@ -7,4 +7,14 @@ from hipattn.runtime.event import Event
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig, Module
 from hipattn.runtime.stream import Stream
 
-__all__ = ["Arguments", "Blas", "Device", "DeviceBuffer", "Event", "Kernel", "LaunchConfig", "Module", "Stream"]
+__all__ = [
+    "Arguments",
+    "Blas",
+    "Device",
+    "DeviceBuffer",
+    "Event",
+    "Kernel",
+    "LaunchConfig",
+    "Module",
+    "Stream",
+]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rocm.bindings import hip as _hip
-from rocm.bindings import hipblas as _hipblas
-from rocm.bindings import hiprtc as _hiprtc
+import rocm.bindings.hip
+import rocm.bindings.hipblas
+import rocm.bindings.hiprtc
 from rocm.bindings.util import paths as _paths
 
 from hipattn.errors import HipError
@@ -22,9 +22,12 @@ from hipattn.platforms.select import Platform, choose
 
 __all__ = ["check", "failure", "fault", "forget_fault", "hip", "hipblas", "hiprtc", "platform", "record"]
 
-hip: Any = _hip
-hiprtc: Any = _hiprtc
-hipblas: Any = _hipblas
+# hip-python's functions carry no types.
+_hip: Any = rocm.bindings.hip
+_hiprtc: Any = rocm.bindings.hiprtc
+_hipblas: Any = rocm.bindings.hipblas
+
+hip, hiprtc, hipblas = _hip, _hiprtc, _hipblas
 
 _find_rocm_library: Callable[..., bytes] = _paths.get_library_path
 

@@ -33,6 +33,7 @@ class Matrices:
 
     @property
     def itemsize(self) -> int:
+        """Bytes of an element."""
         return 4 if self.dtype == "float32" else 2
 
 
@@ -152,7 +153,9 @@ def _offsets(batches: list[_Batch], itemsizes: tuple[int, int, int]) -> list[tup
     offsets = [(0, 0, 0)]
     for batch in batches:
         steps = tuple(stride * size for stride, size in zip(batch.strides, itemsizes, strict=True))
-        offsets = [(x + i * steps[0], y + i * steps[1], z + i * steps[2]) for x, y, z in offsets for i in range(batch.size)]
+        offsets = [
+            (x + i * steps[0], y + i * steps[1], z + i * steps[2]) for x, y, z in offsets for i in range(batch.size)
+        ]
     return offsets
 
 

@@ -93,9 +93,7 @@ class DeviceBuffer:
         return int(result[1])
 
     @classmethod
-    def wrap(
-        cls, pointer: int, nbytes: int, *, stream: Stream, keep: Any, sync_to_close: bool = False
-    ) -> DeviceBuffer:
+    def wrap(cls, pointer: int, nbytes: int, *, stream: Stream, keep: Any, sync_to_close: bool = False) -> DeviceBuffer:
         """Return a buffer over memory that someone else owns.
 
         Parameters
@@ -167,9 +165,7 @@ class DeviceBuffer:
     def _free(self, pointer: int) -> None:
         if self.device.memory_pools:
             try:
-                check(
-                    bindings.hip.hipFreeAsync(pointer, self.join().native), "hipFreeAsync", bytes=self.nbytes
-                )
+                check(bindings.hip.hipFreeAsync(pointer, self.join().native), "hipFreeAsync", bytes=self.nbytes)
                 return
             except HipError:
                 pass  # a stream of another library may be gone; hipFree frees all the same

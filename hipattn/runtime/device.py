@@ -64,7 +64,7 @@ class Device:
     total_memory: int
     memory_pools: bool
 
-    def __new__(cls, index: int = 0) -> Device:
+    def __new__(cls, index: int = 0) -> Device:  # noqa: D102
         device = _devices.get(index)
         if device is None:
             with _lock:

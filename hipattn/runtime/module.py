@@ -32,14 +32,13 @@ class Arguments(ctypes.Structure):
     @property
     def extra(self) -> Any:
         """The `extra` array of ``hipModuleLaunchKernel``."""
-        try:
-            return self._extra
-        except AttributeError:
-            self._size = ctypes.c_size_t(ctypes.sizeof(self))
-            self._extra = (ctypes.c_void_p * 5)(
-                _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(self._size), _END
+        made = self.__dict__.get("_extra")
+        if made is None:
+            size = self._size = ctypes.c_size_t(ctypes.sizeof(self))
+            made = self._extra = (ctypes.c_void_p * 5)(
+                _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(size), _END
             )
-            return self._extra
+        return made
 
 
 def _dim3(name: str, value: int | tuple[int, ...]) -> Dim3:
@@ -89,7 +88,9 @@ class Kernel:
         self.name = name
         self.arguments = arguments
         self._function = check(
-            bindings.hip.hipModuleGetFunction(module.native, name.encode()), "hipModuleGetFunction", kernel=name
+            bindings.hip.hipModuleGetFunction(module.native, name.encode()),
+            "hipModuleGetFunction",
+            kernel=name,
         )
 
     def launch(self, stream: Stream, config: LaunchConfig, arguments: Arguments) -> None:
@@ -117,7 +118,12 @@ class Kernel:
             status = bindings.hip.hipStreamSynchronize(stream.native)[0]
         if status:
             raise bindings.failure(
-                status, "hipModuleLaunchKernel", kernel=self.name, grid=grid, block=block, lds=config.shmem_size
+                status,
+                "hipModuleLaunchKernel",
+                kernel=self.name,
+                grid=grid,
+                block=block,
+                lds=config.shmem_size,
             )
 
     def attribute(self, name: str) -> int:

@@ -124,9 +124,7 @@ def test_query_heads_share_kv_heads(heads_q, heads_kv):
 def test_layouts_agree():
     q, k, v = inputs()
     out, lse = attention(q, k, v, causal=True, return_lse=True)
-    other, other_lse = attention(
-        *(x.swapaxes(1, 2) for x in (q, k, v)), causal=True, return_lse=True, layout="bhsd"
-    )
+    other, other_lse = attention(*(x.swapaxes(1, 2) for x in (q, k, v)), causal=True, return_lse=True, layout="bhsd")
     assert_close(other.swapaxes(1, 2), out)
     assert_close(other_lse, lse)
 
@@ -258,9 +256,7 @@ def test_varlen_is_each_sequence_alone():
         "score_mod": lambda s, b, _h, i, j: s + b * (j - i),
         "mask_mod": lambda b, _h, i, j: (i + j + b) % 3 != 0,
     }
-    out, lse = attention_varlen(
-        q, k, v, starts_q, starts_k, alibi_slopes=slopes, return_lse=True, **options, **mods
-    )
+    out, lse = attention_varlen(q, k, v, starts_q, starts_k, alibi_slopes=slopes, return_lse=True, **options, **mods)
     for n in range(4):
         rows, keys = slice(starts_q[n], starts_q[n + 1]), slice(starts_k[n], starts_k[n + 1])
         # Place the sequence at batch entry n of a longer batch: the callables see that index.
@@ -280,9 +276,7 @@ def test_causal_mask():
 
 
 def test_softmax_rows():
-    scores = np.array(
-        [[1.0, 2.0, -np.inf], [-np.inf] * 3, [0.0, np.nan, 1.0], [np.inf, 0.0, 0.0], [-3e5, -3e5, -4e5]]
-    )
+    scores = np.array([[1.0, 2.0, -np.inf], [-np.inf] * 3, [0.0, np.nan, 1.0], [np.inf, 0.0, 0.0], [-3e5, -3e5, -4e5]])
     probabilities, lse = softmax_rows(scores)
     e = math.e
     expected = [[1 / (1 + e), e / (1 + e), 0], [0, 0, 0], [np.nan] * 3, [np.nan] * 3, [0.5, 0.5, 0]]

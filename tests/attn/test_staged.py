@@ -137,7 +137,7 @@ def test_tensors_of_another_device_are_refused() -> None:
     if Device.count() < 2:
         pytest.skip("needs two devices")
     with Stream(Device(0)) as first, Stream(Device(1)) as second:
-        q, k, v = upload(first, *qkv())
+        q, _, v = upload(first, *qkv())
         (other,) = upload(second, qkv()[1])
         with pytest.raises(ArgumentError, match="k is on device 1"):
             HipAttentionKernels(Device(0)).compute_attention(q, other, v, stream=first)

@@ -23,7 +23,7 @@ CONFIG = LaunchConfig(1, 1)
 
 
 class NoParams(Arguments):
-    _fields_ = [("unused", ctypes.c_int32)]
+    _fields_ = (("unused", ctypes.c_int32),)
 
 
 SOURCE = 'struct NoParams { int unused; };\nextern "C" __global__ void empty(NoParams) {}'

@@ -24,9 +24,7 @@ extern "C" __global__ void one_struct(TwoParams p) { *static_cast<long long*>(p.
 extern "C" __global__ void two_values(long long* a, long long b) { *a = b; }
 """
 
-real = pytest.mark.skipif(
-    bindings.platform().simulated, reason="a simulated GPU's code object has no metadata"
-)
+real = pytest.mark.skipif(bindings.platform().simulated, reason="a simulated GPU's code object has no metadata")
 
 
 @pytest.fixture
@@ -44,9 +42,7 @@ def test_kernels_of_a_code_object(image: bytes) -> None:
 @real
 def test_arguments_are_checked(image: bytes) -> None:
     check_arguments(image, "one_struct", TwoParams)
-    with pytest.raises(
-        ArgumentError, match=r"kernel one_struct takes .*; ThreeParams is one struct of 24 bytes"
-    ):
+    with pytest.raises(ArgumentError, match=r"kernel one_struct takes .*; ThreeParams is one struct of 24 bytes"):
         check_arguments(image, "one_struct", ThreeParams)
     with pytest.raises(ArgumentError, match="kernel two_values takes"):
         check_arguments(image, "two_values", TwoParams)

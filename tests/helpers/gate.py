@@ -38,9 +38,7 @@ def held(stream: Stream) -> Iterator[Gate]:
     semaphore = ctypes.create_string_buffer(64)  # sem_t
     _libc.sem_init(semaphore, 0, 0)
     wait = ctypes.cast(_libc.sem_wait, ctypes.c_void_p).value
-    check(
-        bindings.hip.hipLaunchHostFunc(stream.native, wait, ctypes.addressof(semaphore)), "hipLaunchHostFunc"
-    )
+    check(bindings.hip.hipLaunchHostFunc(stream.native, wait, ctypes.addressof(semaphore)), "hipLaunchHostFunc")
     try:
         yield Gate(semaphore)
     finally:

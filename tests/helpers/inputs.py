@@ -51,17 +51,13 @@ def poisoned(stream: Stream, shape: tuple[int, ...], dtype: npt.DTypeLike) -> De
     return DeviceTensor.from_numpy(np.full(shape, np.nan, dtype), stream=stream)
 
 
-def check_attention(
-    stream: Stream, q: Array, k: Array, v: Array, *, layout: str = "bshd", **options: Any
-) -> None:
+def check_attention(stream: Stream, q: Array, k: Array, v: Array, *, layout: str = "bshd", **options: Any) -> None:
     """Run the staged pipeline into a poisoned output, and compare output and LSE with float64."""
     expected, expected_lse = reference.attention(q, k, v, layout=layout, return_lse=True, **options)
     out = poisoned(stream, expected.shape, q.dtype)
     lse = poisoned(stream, expected_lse.shape, np.float32)
     with HipAttentionKernels(stream.device) as kernels:
-        kernels.compute_attention(
-            *upload(stream, q, k, v), layout=layout, out=out, lse=lse, stream=stream, **options
-        )
+        kernels.compute_attention(*upload(stream, q, k, v), layout=layout, out=out, lse=lse, stream=stream, **options)
         assert not kernels.fallbacks
     bound = attention_bound(q, k, v, expected=expected, layout=layout, **options)
     assert_close(out.numpy(), expected, atol=bound, name="out")

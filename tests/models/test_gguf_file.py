@@ -25,9 +25,7 @@ def q4_1(rows: int, blocks: int):
     data, values = [], []
     for scale, least in zip(halves(rows * blocks), halves(rows * blocks), strict=True):
         nibbles = RNG.integers(0, 16, 32)
-        data.append(
-            scale.tobytes() + least.tobytes() + bytes(int(n) for n in nibbles[:16] | nibbles[16:] << 4)
-        )
+        data.append(scale.tobytes() + least.tobytes() + bytes(int(n) for n in nibbles[:16] | nibbles[16:] << 4))
         values.append([float(scale) * int(n) + float(least) for n in nibbles])
     return data, values, Kind.Q4_1
 

@@ -32,9 +32,7 @@ def test_rms_norm() -> None:
     for index in np.ndindex(2, 3):
         row = [float(a) for a in x[index]]
         root = math.sqrt(math.fsum(a * a for a in row) / 5 + 0.25)
-        np.testing.assert_allclose(
-            got[index], [a / root * float(w) for a, w in zip(row, weight, strict=True)]
-        )
+        np.testing.assert_allclose(got[index], [a / root * float(w) for a, w in zip(row, weight, strict=True)])
 
 
 def test_rope_turns_each_pair() -> None:

@@ -28,9 +28,7 @@ def test_first_layer_by_hand(tiny: smollm2.SmolLM2) -> None:
     for s, token in enumerate(ids):
         row = weights["token_embd.weight"][token]
         row = row / math.sqrt(float(np.mean(row**2)) + np.float32(1e-5)) * weights["blk.0.attn_norm.weight"]
-        np.testing.assert_allclose(
-            v[0, s].ravel(), weights["blk.0.attn_v.weight"] @ row, rtol=1e-6, atol=1e-6
-        )
+        np.testing.assert_allclose(v[0, s].ravel(), weights["blk.0.attn_v.weight"] @ row, rtol=1e-6, atol=1e-6)
         for got, name in ((q, "q"), (k, "k")):
             flat = weights[f"blk.0.attn_{name}.weight"] @ row
             pairs = flat.reshape(-1, 4, 2)
@@ -76,9 +74,7 @@ class TestRealModel:
         assert real_model.tokenizer.encode(text) == ids
         assert real_model.tokenizer.decode(ids) == text
 
-    @pytest.mark.parametrize(
-        "text", ["naïve Straße — “don't”", "東京 привет नमस्ते", "🙂👩‍🚀 x² ½ Ⅷ", "a  b\t\n\n c "]
-    )
+    @pytest.mark.parametrize("text", ["naïve Straße — “don't”", "東京 привет नमस्ते", "🙂👩‍🚀 x² ½ Ⅷ", "a  b\t\n\n c "])
     def test_round_trip(self, real_model: smollm2.SmolLM2, text: str) -> None:
         assert real_model.tokenizer.decode(real_model.tokenizer.encode(text)) == text
 

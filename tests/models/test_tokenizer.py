@@ -78,9 +78,7 @@ def test_part_of_a_character(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("bad", [-1, len(VOCABULARY)])
 def test_unknown_id(tokenizer: Tokenizer, bad: int) -> None:
-    with pytest.raises(
-        ArgumentError, match=f"ids has {bad}; the vocabulary's are 0 to {len(VOCABULARY) - 1}"
-    ):
+    with pytest.raises(ArgumentError, match=f"ids has {bad}; the vocabulary's are 0 to {len(VOCABULARY) - 1}"):
         tokenizer.decode([5, bad])
 
 

@@ -43,9 +43,7 @@ def check(a: DeviceTensor, b: DeviceTensor, out: DeviceTensor, stream: Stream, *
     with bindings.record() as calls:
         product.run(Blas.of(stream.device), stream, a.pointer, b.pointer, out.pointer)
     # Sums in float32 are off by their length, the result by half a step of its dtype.
-    bound = EPSILON[FLOAT32] * a.shape[-1] * size.max(initial=1) + EPSILON[out.dtype] * np.abs(expected).max(
-        initial=1
-    )
+    bound = EPSILON[FLOAT32] * a.shape[-1] * size.max(initial=1) + EPSILON[out.dtype] * np.abs(expected).max(initial=1)
     assert_close(out.numpy(), expected, atol=bound)
     return [name for name, _ in calls].count("hipblasGemmStridedBatchedEx")
 
@@ -85,8 +83,7 @@ def test_vectors_with_any_stride(stream: Stream, m: int, n: int, k: int) -> None
 def test_heads_of_a_batch_in_place(stream: Stream, dtype: Any) -> None:
     batch, seq_q, seq_k, heads, dim = 2, 5, 9, 3, 8
     q, k = (
-        DeviceTensor.from_numpy(values((batch, seq, heads, dim), dtype, seq), stream=stream)
-        for seq in (seq_q, seq_k)
+        DeviceTensor.from_numpy(values((batch, seq, heads, dim), dtype, seq), stream=stream) for seq in (seq_q, seq_k)
     )
     scores = poison((batch, heads, seq_q, seq_k), FLOAT32, stream)
     # One call for each of the shorter batch dimension, which no stride joins with the other.

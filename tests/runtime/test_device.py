@@ -26,9 +26,7 @@ def test_what_it_says_of_itself(device: Device) -> None:
 
 @pytest.mark.parametrize("index", [-1, 99])
 def test_no_such_device(index: int) -> None:
-    with pytest.raises(
-        ArgumentError, match=rf"index is {index}; this machine has devices 0 to {Device.count() - 1}"
-    ):
+    with pytest.raises(ArgumentError, match=rf"index is {index}; this machine has devices 0 to {Device.count() - 1}"):
         Device(index)
 
 

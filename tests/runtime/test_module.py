@@ -112,9 +112,7 @@ def test_a_launch_that_is_refused_says_what_it_was(module: Module) -> None:
         pytest.skip("the emulator refuses no launch")
     kernel = module.kernel("fill", FillParams)
     with Stream(module.device) as stream:
-        with pytest.raises(
-            HipError, match=r"kernel fill, grid \(1, 1, 1\), block \(64, 1, 1\), lds 1000000000"
-        ):
+        with pytest.raises(HipError, match=r"kernel fill, grid \(1, 1, 1\), block \(64, 1, 1\), lds 1000000000"):
             kernel.launch(stream, LaunchConfig(1, 64, 1_000_000_000), FillParams(0, 0, 0.0))
         stream.sync()  # and the device works on
 

@@ -69,9 +69,7 @@ def test_order_between_streams_makes_data_visible(device: Device) -> None:
 
 @pytest.mark.parametrize("other", [None, 3, "stream"])
 def test_only_events_and_streams_can_be_waited_for(stream: Stream, other: object) -> None:
-    with pytest.raises(
-        ArgumentError, match=f"other is {type(other).__name__}; it takes an Event or a Stream"
-    ):
+    with pytest.raises(ArgumentError, match=f"other is {type(other).__name__}; it takes an Event or a Stream"):
         stream.wait(other)  # type: ignore[arg-type]
 
 

@@ -63,7 +63,9 @@ def fingerprint(built: Mapping[str, Path]) -> str:
 
 def _blas() -> Path:
     if importlib.util.find_spec("scipy_openblas32") is None:
-        raise PlatformError("the cpu platform needs a BLAS and scipy-openblas32 is not installed: pip install 'hipattn[cpu]'")
+        raise PlatformError(
+            "the cpu platform needs a BLAS and scipy-openblas32 is not installed: pip install 'hipattn[cpu]'"
+        )
     import scipy_openblas32
 
     return Path(scipy_openblas32.get_lib_dir()) / f"lib{scipy_openblas32.get_library()}.so"

@@ -53,12 +53,8 @@ def compile_source(
     )
     try:
         for expression in expressions:
-            bindings.check(
-                hiprtc.hiprtcAddNameExpression(program, expression.encode()), "hiprtcAddNameExpression"
-            )
-        (status,) = hiprtc.hiprtcCompileProgram(
-            program, len(options), [option.encode() for option in options]
-        )
+            bindings.check(hiprtc.hiprtcAddNameExpression(program, expression.encode()), "hiprtcAddNameExpression")
+        (status,) = hiprtc.hiprtcCompileProgram(program, len(options), [option.encode() for option in options])
         log = bytearray(bindings.check(hiprtc.hiprtcGetProgramLogSize(program), "hiprtcGetProgramLogSize"))
         if log:
             bindings.check(hiprtc.hiprtcGetProgramLog(program, log), "hiprtcGetProgramLog")
@@ -149,9 +145,7 @@ def _run(
             _check(hip.hipMemcpy(pointer, array, array.nbytes, hip.hipMemcpyKind.hipMemcpyHostToDevice))
         pointers = iter(device)
         values = [
-            ctypes.create_string_buffer(a, len(a))
-            if isinstance(a, bytes)
-            else ctypes.c_void_p(int(next(pointers)))
+            ctypes.create_string_buffer(a, len(a)) if isinstance(a, bytes) else ctypes.c_void_p(int(next(pointers)))
             for a in arguments
         ]
         parameters = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])

@@ -110,9 +110,7 @@ def fault(sim: Simulator, stream: Any = None) -> HipFailure:
         ("gfx1201", 32, 64, "gfx1201"),
     ],
 )
-def test_device_describes_itself(
-    run_script: Callable[..., str], arch: str, wave: int, lds: int, full: str
-) -> None:
+def test_device_describes_itself(run_script: Callable[..., str], arch: str, wave: int, lds: int, full: str) -> None:
     printed = run_script(
         "p = sim.hipGetDeviceProperties(0)\n"
         "print(p.name, p.gcnArchName, p.warpSize, p.sharedMemPerBlock, p.totalGlobalMem)\n"
@@ -256,9 +254,7 @@ def test_damaged_canary_is_found(sim: Simulator) -> None:
 def test_fills_and_copies(sim: Simulator, stream: Any) -> None:
     with Floats(sim, 12) as x, Floats(sim, 12, 7) as y:
         sim.hipMemsetD32Async(x.pointer, int(np.float32(2).view(np.int32)), 12, stream)
-        sim.hipMemcpy2DAsync(
-            x.pointer, 16, int(y) + 4, 12, 8, 3, sim.hip.hipMemcpyKind(KINDS["device"]), stream
-        )
+        sim.hipMemcpy2DAsync(x.pointer, 16, int(y) + 4, 12, 8, 3, sim.hip.hipMemcpyKind(KINDS["device"]), stream)
         sim.hipStreamSynchronize(stream)
         assert x.read().reshape(3, 4).tolist() == [[7, 7, 2, 2]] * 3
         sim.hipMemsetD16(x.pointer, 0x3F80, 24)
@@ -338,9 +334,7 @@ def test_read_before_an_allocation(sim: Simulator, kernels: Kernels) -> None:
         ("divide", 0, 0, "an integer division by zero"),
     ],
 )
-def test_faults_inside_a_block(
-    sim: Simulator, kernels: Kernels, name: str, n: int, lds: int, message: str
-) -> None:
+def test_faults_inside_a_block(sim: Simulator, kernels: Kernels, name: str, n: int, lds: int, message: str) -> None:
     with Floats(sim, 4) as x:
         kernels(name, x, n, lds=lds)
         error = fault(sim)
@@ -394,9 +388,7 @@ def test_waves_may_wait_at_different_barriers(sim: Simulator, kernels: Kernels) 
 
 
 @pytest.mark.parametrize(("block", "wave_sizes"), [(64, [64]), (100, [64, 36])])
-def test_exchange_follows_branches(
-    sim: Simulator, kernels: Kernels, block: int, wave_sizes: list[int]
-) -> None:
+def test_exchange_follows_branches(sim: Simulator, kernels: Kernels, block: int, wave_sizes: list[int]) -> None:
     with Floats(sim, 2 * block) as x:
         kernels("divergent_sum", x, 10, block=block)
         branch, whole = x.read().reshape(block, 2).T
@@ -578,9 +570,7 @@ def test_event_orders_two_streams(sim: Simulator, kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize(("flags", "ordered"), [(0, True), (1, False)])
-def test_null_stream_waits_for_blocking_streams(
-    sim: Simulator, kernels: Kernels, flags: int, ordered: bool
-) -> None:
+def test_null_stream_waits_for_blocking_streams(sim: Simulator, kernels: Kernels, flags: int, ordered: bool) -> None:
     other = sim.hipStreamCreateWithFlags(flags)
     with Floats(sim, 1, 0) as x, Floats(sim, 1, 3) as y:
         kernels("slow", x, 20_000_000, stream=other)
@@ -653,9 +643,7 @@ def test_streams_under_stress(sim: Simulator, kernels: Kernels, delay: int) -> N
                 current = streams[step % 3]
                 sim.hipStreamWaitEvent(current, event, 0)
                 kernels("slow", x, 1, block=1, stream=current)
-                sim.hipMemcpyAsync(
-                    y.pointer, x.pointer, 1024, sim.hip.hipMemcpyKind(KINDS["device"]), current
-                )
+                sim.hipMemcpyAsync(y.pointer, x.pointer, 1024, sim.hip.hipMemcpyKind(KINDS["device"]), current)
                 sim.hipEventRecord(event, current)
             sim.hipEventSynchronize(event)
             results.append(y.read()[0])
@@ -691,9 +679,7 @@ def test_fault_injection(sim: Simulator, kernels: Kernels) -> None:
     assert sim.control.sim_control_call_count(b"hipblasSgemm") >= 1
 
 
-def test_injected_failure_of_a_wait_comes_after_the_wait(
-    sim: Simulator, kernels: Kernels, stream: Any
-) -> None:
+def test_injected_failure_of_a_wait_comes_after_the_wait(sim: Simulator, kernels: Kernels, stream: Any) -> None:
     with Floats(sim, 1, 0) as x:
         kernels("slow", x, 5_000_000, stream=stream)
         sim.control.sim_control_set_fail(b"hipStreamSynchronize:1")

@@ -72,9 +72,7 @@ class Gemm:
             c.astype(self.c_type),
         )
 
-    def expected(
-        self, a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    def expected(self, a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return c after the product in float64, and the bound on each element's error."""
 
         def matrix(x: NDArray[Any], rows: int, transposed: bool) -> NDArray[Any]:
@@ -160,17 +158,13 @@ def run(
     expected, bound = gemm.expected(a, b, c)
     inside = np.s_[:, :, : gemm.m]
     assert (np.abs(out.astype(np.float64) - expected)[inside] <= bound[inside]).all()
-    np.testing.assert_array_equal(
-        out[:, :, gemm.m :].view(np.uint8), c[:, :, gemm.m :].view(np.uint8)
-    )  # the padding
+    np.testing.assert_array_equal(out[:, :, gemm.m :].view(np.uint8), c[:, :, gemm.m :].view(np.uint8))  # the padding
 
 
 @pytest.mark.parametrize("ta", [False, True])
 @pytest.mark.parametrize("tb", [False, True])
 @pytest.mark.parametrize("types", [(F32, F32), (F16, F16), (F16, F32), (BF16, BF16), (BF16, F32)], ids=str)
-def test_types_and_transposes(
-    sim: Simulator, handle: Any, ta: bool, tb: bool, types: tuple[Any, Any]
-) -> None:
+def test_types_and_transposes(sim: Simulator, handle: Any, ta: bool, tb: bool, types: tuple[Any, Any]) -> None:
     run(sim, handle, Gemm(17, 9, 33, ta, tb, 3, 0.5, 0, *types))
     run(sim, handle, Gemm(17, 9, 33, ta, tb, 2, -1.5, 0.75, *types))
 
@@ -261,9 +255,7 @@ def test_device_scalars(sim: Simulator, handle: Any) -> None:
     a, b, c = gemm.draw()
     device = [upload(sim, x) for x in (a, b, c, np.array([2.0, 0.5], np.float32))]
     alpha = int(device[3])
-    status = blas.hipblasSgemm(
-        handle, N, N, 2, 2, 2, alpha, device[0], 2, device[1], 2, alpha + 4, device[2], 2
-    )[0]
+    status = blas.hipblasSgemm(handle, N, N, 2, 2, 2, alpha, device[0], 2, device[1], 2, alpha + 4, device[2], 2)[0]
     assert status == Status.HIPBLAS_STATUS_SUCCESS
     sim.hipDeviceSynchronize()
     out = np.empty_like(c)

@@ -21,9 +21,7 @@ def log_of(source: str, *options: str, **more: object) -> str:
     return result.log
 
 
-def value(
-    code: str, arch: str = "gfx942", dtype: type = np.int32, count: int = 1, **more: object
-) -> list[object]:
+def value(code: str, arch: str = "gfx942", dtype: type = np.int32, count: int = 1, **more: object) -> list[object]:
     """Return what a kernel of one thread leaves in p."""
     return list(run(code, arch, np.zeros(count, dtype), block=1, **more)[0])  # type: ignore[arg-type]
 
@@ -92,9 +90,7 @@ def test_too_much_lds_is_an_error_of_the_compiler() -> None:
 
 
 def test_each_kernel_has_its_own_lds() -> None:
-    kernel = (
-        "__global__ void k{}(float* p) {{ __shared__ float s[10000]; s[threadIdx.x] = *p; *p = s[1]; }}\n"
-    )
+    kernel = "__global__ void k{}(float* p) {{ __shared__ float s[10000]; s[threadIdx.x] = *p; *p = s[1]; }}\n"
     assert compile_source(kernel.format(1) + kernel.format(2), GFX942).status == "HIPRTC_SUCCESS"
 
 
@@ -174,10 +170,7 @@ def test_status_of_misuse() -> None:
     _, program = hiprtc.hiprtcCreateProgram(EMPTY.encode(), b"kernel.hip", 0, None, None)
     Status = hiprtc.hiprtcResult
     assert hiprtc.hiprtcGetCodeSize(program)[0] == Status.HIPRTC_ERROR_INVALID_PROGRAM
-    assert (
-        hiprtc.hiprtcGetLoweredName(program, b"kernel")[0]
-        == Status.HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION
-    )
+    assert hiprtc.hiprtcGetLoweredName(program, b"kernel")[0] == Status.HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION
     assert hiprtc.hiprtcCompileProgram(program, 1, [GFX942.encode()])[0] == Status.HIPRTC_SUCCESS
     late = hiprtc.hiprtcAddNameExpression(program, b"kernel")[0]
     assert late == Status.HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION
@@ -375,9 +368,7 @@ def test_vector_types() -> None:
         "__half2": (4, 4),
         "hip_bfloat16": (2, 2),
     }
-    test = "".join(
-        f"static_assert(sizeof({t}) == {s} && alignof({t}) == {a});\n" for t, (s, a) in checks.items()
-    )
+    test = "".join(f"static_assert(sizeof({t}) == {s} && alignof({t}) == {a});\n" for t, (s, a) in checks.items())
     assert compile_source(test + EMPTY, GFX942).log == ""
     code = "float4 a = make_float4(1, 2, 3, 4); a += 1.0f; a = a * float4(2, 2, 2, 2);"
     code += "int2 b = {1, 2}; b.x = -b.y;"
@@ -406,9 +397,7 @@ def test_functions() -> None:
         "erff(0.0f) + tanhf(0.0f) + log2f(8.0f)": 3,
     }
     lines = "".join(f"p[{n}] = {text};\n" for n, text in enumerate(cases))
-    got = value(
-        f'extern "C" __global__ void kernel(float* p) {{ {lines} }}', dtype=np.float32, count=len(cases)
-    )
+    got = value(f'extern "C" __global__ void kernel(float* p) {{ {lines} }}', dtype=np.float32, count=len(cases))
     assert dict(zip(cases, got, strict=True)) == {text: np.float32(x) for text, x in cases.items()}
 
 

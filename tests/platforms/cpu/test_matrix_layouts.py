@@ -61,13 +61,9 @@ def mfma(
     )
 
 
-def wmma(
-    name: str, archs: Any, a: str, operand: str, c: str = "f32", b: str = "", high: int = -1
-) -> Instruction:
+def wmma(name: str, archs: Any, a: str, operand: str, c: str = "f32", b: str = "", high: int = -1) -> Instruction:
     extra = "" if high < 0 else f", {high}"
-    return Instruction(
-        f"__builtin_amdgcn_wmma_{name}", archs, 16, 16, a, b or a, operand, 1, c, extra, max(high, 0)
-    )
+    return Instruction(f"__builtin_amdgcn_wmma_{name}", archs, 16, 16, a, b or a, operand, 1, c, extra, max(high, 0))
 
 
 INSTRUCTIONS = [
@@ -109,11 +105,7 @@ INSTRUCTIONS = [
     wmma("f32_16x16x16_bf16_w32_gfx12", RDNA4, "bf16", "short 8"),
     wmma("f16_16x16x16_f16_w32_gfx12", RDNA4, "f16", "_Float16 8", "f16"),
     wmma("bf16_16x16x16_bf16_w32_gfx12", RDNA4, "bf16", "short 8", "bf16"),
-    *(
-        wmma(f"f32_16x16x16_{a}_{b}_w32_gfx12", RDNA4, a, "int 2", b=b)
-        for a in ("fp8", "bf8")
-        for b in ("fp8", "bf8")
-    ),
+    *(wmma(f"f32_16x16x16_{a}_{b}_w32_gfx12", RDNA4, a, "int 2", b=b) for a in ("fp8", "bf8") for b in ("fp8", "bf8")),
 ]
 CASES = [pytest.param(i, arch, id=f"{i}-{arch}") for i in INSTRUCTIONS for arch in i.archs]
 
@@ -151,9 +143,7 @@ def d_place(x: Instruction, arch: str) -> Place:
 
 def vector(text: str, name: str) -> str:
     element, _, count = text.partition(" ")
-    return (
-        f"typedef {element} {name}" + (f" __attribute__((ext_vector_type({count})))" if count else "") + ";\n"
-    )
+    return f"typedef {element} {name}" + (f" __attribute__((ext_vector_type({count})))" if count else "") + ";\n"
 
 
 def source(x: Instruction) -> str:

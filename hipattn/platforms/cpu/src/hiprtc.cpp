@@ -44,6 +44,8 @@ const char* const PREPROCESS_FLAGS[] = {"-E", "-x", "c++", "-nostdinc", "-nostdi
 // known size traps.
 const char* const COMPILE_FLAGS[] = {
     "-shared", "-fPIC", "-nostdlib++", "-nostdinc", "-nostdinc++", "-fno-exceptions", "-fno-rtti", "-fdeclspec",
+    // Cross-lane operations keep their place in the control flow; a frame larger than the guard page touches it.
+    "-fconvergent-functions", "-fstack-clash-protection",
     "-fno-math-errno", "-ffp-contract=fast-honor-pragmas", "-fno-sanitize=all", "-fsanitize=array-bounds",
     "-fsanitize-trap=array-bounds", "-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi", "-Wl,-Bsymbolic"};
 
