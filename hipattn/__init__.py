@@ -6,7 +6,7 @@
 
 from importlib.metadata import version
 
-from hipattn.attn.functional import attention
+from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.errors import (
@@ -45,4 +45,5 @@ __all__ = [
     "PlatformError",
     "Stream",
     "attention",
+    "free_scratch",
 ]

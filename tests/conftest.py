@@ -16,7 +16,7 @@ os.environ.setdefault("HIPATTN_FALLBACK", "error")
 os.environ.setdefault("HIPATTN_CPU_ARCH", "gfx942,gfx1100")  # a wave64 and a wave32 one
 os.environ.setdefault("HIPATTN_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "hipattn"))
 
-from hipattn import Device, Stream
+from hipattn import Device, Stream, free_scratch
 from hipattn.runtime import bindings, buffer
 
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -55,6 +55,7 @@ def _no_memory_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.stash.get(FAILED, False):
         return
+    free_scratch()
     if buffer.live()[0] > before:
         gc.collect()
     left, nbytes = buffer.live()

@@ -13,7 +13,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor
 
-__all__ = ["attention"]
+__all__ = ["attention", "free_scratch"]
 
 _per_thread = threading.local()
 
@@ -23,6 +23,12 @@ def _kernels(device: Device) -> HipAttentionKernels:
     if device.index not in made:
         made[device.index] = HipAttentionKernels(device)
     return made[device.index]
+
+
+def free_scratch() -> None:
+    """Free the memory that `attention` keeps, for the calling thread, between its calls: the last one's scores."""
+    for kernels in _per_thread.__dict__.get("kernels", {}).values():
+        kernels.close()
 
 
 def attention(
