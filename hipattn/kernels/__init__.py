@@ -1,1 +1,24 @@
-"""One module per kernel family, under the name of its source: argument struct, specialisation, launch."""
+"""One module per kernel family, of the name of its source in kernels_src: argument struct, specialisation, launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hipattn.compiler.specialise import Specialisation
+from hipattn.kernels import causal_mask, confine, convert, kv_append, scale, softmax
+
+__all__ = ["FAMILIES", "defaults"]
+
+FAMILIES = (causal_mask, confine, convert, kv_append, scale, softmax)
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:
+    """Return every kernel that the library asks for on `arch` as long as rows are aligned and options not set.
+
+    Raises
+    ------
+    ArgumentError
+        `arch` is not known.
+    """
+    for family in FAMILIES:
+        yield from family.defaults(arch)

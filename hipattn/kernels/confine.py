@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import Specialisation
+from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.kernels.rows import BLOCK, as_rows, check_device
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
-__all__ = ["ConfineParams", "launch", "specialise"]
+__all__ = ["ConfineParams", "defaults", "launch", "specialise"]
 
 _COLUMNS = 32  # of v that a block looks at
 
@@ -47,6 +48,12 @@ def specialise(dtype: str) -> Specialisation:
     """Return the kernel for tensors of `dtype`."""
     constants = {"BLOCK": BLOCK, "COLUMNS": _COLUMNS}
     return Specialisation("confine", "confine_nonfinite", ConfineParams, constants, {"scalar": dtype})
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:  # noqa: ARG001
+    """Return the kernels for each dtype."""
+    for dtype in SCALARS:
+        yield specialise(dtype)
 
 
 def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:

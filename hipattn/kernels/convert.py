@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import Specialisation
+from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
-__all__ = ["ConvertParams", "launch", "specialise"]
+__all__ = ["ConvertParams", "defaults", "launch", "specialise"]
 
 
 class ConvertParams(Arguments):
@@ -39,6 +41,12 @@ def specialise(in_dtype: str, out_dtype: str, vector: int) -> Specialisation:
     """Return the kernel for two dtypes and `vector` elements an access."""
     types = {"in_scalar": in_dtype, "out_scalar": out_dtype}
     return Specialisation("convert", "convert", ConvertParams, {"BLOCK": BLOCK, "VECTOR": vector}, types)
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:  # noqa: ARG001
+    """Return the kernels for contiguous arrays."""
+    for in_dtype, out_dtype in permutations(SCALARS, 2):
+        yield specialise(in_dtype, out_dtype, widest(in_dtype, out_dtype))
 
 
 def launch(x: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import Specialisation
+from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
-__all__ = ["KvAppendParams", "launch", "specialise"]
+__all__ = ["KvAppendParams", "defaults", "launch", "specialise"]
 
 _POINTERS = ("k", "v", "k_cache", "v_cache")
 _STRIDES = [f"{name}_{axis}" for name in _POINTERS for axis in ("batch", "token", "head")]
@@ -45,6 +46,12 @@ def specialise(dtype: str, vector: int) -> Specialisation:
     return Specialisation(
         "kv_append", "kv_append", KvAppendParams, {"BLOCK": BLOCK, "VECTOR": vector}, {"scalar": dtype}
     )
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:  # noqa: ARG001
+    """Return the kernels for aligned rows."""
+    for dtype in SCALARS:
+        yield specialise(dtype, widest(dtype))
 
 
 def launch(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hipattn.errors import ArgumentError
 from hipattn.runtime.module import LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = [
     "ACCESS_BYTES",
@@ -22,6 +22,7 @@ __all__ = [
     "power_of_two",
     "share",
     "vector_width",
+    "widest",
 ]
 
 BLOCK = 256
@@ -95,6 +96,11 @@ def vector_width(*operands: tuple[int, int, tuple[int, ...]]) -> int:
             while distance % (width * itemsize):
                 width //= 2
     return width
+
+
+def widest(*dtypes: str) -> int:
+    """Return `vector_width` for aligned rows of these dtypes."""
+    return vector_width(*((0, as_dtype(dtype).itemsize, ()) for dtype in dtypes))
 
 
 def share(rows: int, columns: int, vector: int) -> Share:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width
+from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
-__all__ = ["ScaleParams", "launch", "specialise"]
+__all__ = ["ScaleParams", "defaults", "launch", "specialise"]
 
 
 class ScaleParams(Arguments):
@@ -36,6 +37,12 @@ class ScaleParams(Arguments):
 def specialise(dtype: str, vector: int) -> Specialisation:
     """Return the kernel for a dtype and `vector` elements an access."""
     return Specialisation("scale", "scale_inplace", ScaleParams, {"BLOCK": BLOCK, "VECTOR": vector}, {"scalar": dtype})
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:  # noqa: ARG001
+    """Return the kernels for contiguous tensors."""
+    for dtype in SCALARS:
+        yield specialise(dtype, widest(dtype))
 
 
 def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import Specialisation
+from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.compiler.target import wave_size
 from hipattn.errors import ArgumentError
 from hipattn.kernels.rows import (
     ACCESS_BYTES,
@@ -20,13 +21,14 @@ from hipattn.kernels.rows import (
     check_device,
     power_of_two,
     vector_width,
+    widest,
 )
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor
 
-__all__ = ["SoftmaxParams", "choose", "launch", "specialise"]
+__all__ = ["SoftmaxParams", "choose", "defaults", "launch", "specialise"]
 
 MAX_HELD = 32  # elements of a row that a thread keeps in registers
 MAX_BLOCK = 512  # with 1024 threads, older chips have 64 registers a thread: too few to hold 32 elements
@@ -74,6 +76,16 @@ def specialise(in_dtype: str, out_dtype: str, constants: Mapping[str, int], *, l
     """Return the kernel for two dtypes, the constants of `choose`, with or without the LSE."""
     types = {"in_scalar": in_dtype, "out_scalar": out_dtype}
     return Specialisation("softmax", "attention_softmax", SoftmaxParams, {**constants, "LSE": lse}, types)
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:
+    """Return the kernels for aligned rows of float32 scores, of any length, without the LSE."""
+    for out_dtype in SCALARS:
+        vector = widest("float32", out_dtype)
+        lengths = (2**n for n in range(MAX_BLOCK.bit_length() + MAX_HELD.bit_length()))
+        chosen = {tuple(choose(columns, vector, wave_size(arch)).items()) for columns in lengths}
+        for constants in sorted(chosen):
+            yield specialise("float32", out_dtype, dict(constants), lse=False)
 
 
 def launch(
