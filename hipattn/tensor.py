@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import operator
 from typing import Any
 
@@ -20,7 +21,7 @@ from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "DeviceTensor", "as_dtype"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "DeviceTensor", "as_dtype", "host_like", "in_place", "like"]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT16 = np.dtype(np.float16)
@@ -162,15 +163,8 @@ class DeviceTensor:
         HipError
             The device has too little memory.
         """
-        if isinstance(obj, DeviceTensor):
-            check_device(argument, obj.device.index, stream)
-            return obj
-        found = borrow(obj, stream, argument)
-        if isinstance(found, tuple):
-            buffer, memory = found
-            return cls(buffer, memory.shape, memory.dtype, memory.strides)
-        as_dtype(found.dtype, argument)
-        return cls.from_numpy(found, stream=stream)
+        found = in_place(obj, stream=stream, argument=argument)
+        return found if isinstance(found, DeviceTensor) else cls.from_numpy(found, stream=stream)
 
     def _upload(self, host: npt.NDArray[Any], stream: Stream) -> None:
         if host.nbytes:
@@ -410,6 +404,41 @@ def _sizes(values: tuple[int, ...], argument: str = "shape") -> tuple[int, ...]:
     if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):
         raise ArgumentError(f"{argument} is {values!r}; it takes integers of 0 or more")
     return tuple(int(value) for value in values)
+
+
+def in_place(obj: Any, *, stream: Stream | None, argument: str) -> DeviceTensor | npt.NDArray[Any]:
+    """Return an array of any library without copying: a tensor if it is on the device, else a NumPy array.
+
+    Parameters and errors are those of `DeviceTensor.asarray`.
+    """
+    if isinstance(obj, DeviceTensor):
+        check_device(argument, obj.device.index, stream)
+        return obj
+    found = borrow(obj, stream, argument)
+    if isinstance(found, tuple):
+        buffer, memory = found
+        return DeviceTensor(buffer, memory.shape, memory.dtype, memory.strides)
+    as_dtype(found.dtype, argument)
+    return found
+
+
+def like(tensor: DeviceTensor, model: Any) -> Any:
+    """Return a tensor on the device as an array of the library that `model` is of, without copying.
+
+    torch and CuPy are known; for other libraries it stays a `DeviceTensor`.
+    """
+    library = type(model).__module__.partition(".")[0]
+    return sys.modules[library].from_dlpack(tensor) if library in ("torch", "cupy") else tensor
+
+
+def host_like(array: npt.NDArray[Any], model: Any) -> Any:
+    """Return a NumPy array as an array of the library that `model` is of, without copying: torch, or NumPy."""
+    if type(model).__module__.partition(".")[0] != "torch":
+        return array
+    torch = sys.modules["torch"]
+    if array.dtype == BFLOAT16:  # which torch does not take from NumPy
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _copy_and_wait(to: int, source: int, nbytes: int, kind: str, stream: Stream) -> None:

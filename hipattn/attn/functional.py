@@ -11,7 +11,7 @@ from hipattn.attn.staged import HipAttentionKernels, check_shapes
 from hipattn.errors import ArgumentError
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOAT32, DeviceTensor
+from hipattn.tensor import FLOAT32, DeviceTensor, host_like, in_place, like
 
 __all__ = ["attention", "free_scratch"]
 
@@ -49,8 +49,8 @@ def attention(
     ----------
     q
         [batch, seq_q, heads_q, head_dim]; float32, float16 or bfloat16; any strides with a contiguous last dimension.
-        A NumPy array is uploaded; an array in device memory (a `DeviceTensor`, or anything with DLPack or
-        ``__cuda_array_interface__``, as of torch or CuPy) is used in place.
+        An array in host memory (NumPy, torch) is uploaded; one in device memory (a `DeviceTensor`, or anything with
+        DLPack or ``__cuda_array_interface__``, as of torch or CuPy) is used in place.
     k, v
         [batch, seq_k, heads_kv, head_dim or value_dim] of q's dtype. heads_q is a multiple of heads_kv: query head h
         reads head h · heads_kv / heads_q.
@@ -62,19 +62,20 @@ def attention(
     layout
         "bshd", or "bhsd" for heads before the sequence; of q, k, v and out.
     out
-        Where to write the result. Default: new memory.
+        Where to write the result: an array where q is. Default: new memory.
     return_lse
         Also return the natural log-sum-exp of the scaled scores, −inf for a query that sees no key.
     stream
-        Where the work goes. Default: the device's default stream. For arrays on the device the call returns before
-        the work is done; NumPy results are complete.
+        Where the work goes. Default: the default stream of the arrays' device. For arrays on the device the call
+        returns before the work is done; results in host memory are complete.
 
     Returns
     -------
     out
-        [batch, seq_q, heads_q, value_dim] of q's dtype, as NumPy if q was NumPy, as a `DeviceTensor` otherwise.
+        [batch, seq_q, heads_q, value_dim] of q's dtype, where q is and of q's library: NumPy, torch, CuPy, otherwise
+        a `DeviceTensor`.
     lse
-        With `return_lse`: [batch, heads_q, seq_q], float32.
+        With `return_lse`: [batch, heads_q, seq_q], float32, likewise.
 
     Raises
     ------
@@ -83,40 +84,41 @@ def attention(
     HipError, CompileError
         The computation fails.
     """
-    device = stream.device if stream else Device(0)
-    stream = stream or device.default_stream
-    host = all(isinstance(array, np.ndarray) for array in (q, k, v))
-    if host:
-        _check_host(q, k, v, layout, out)
-    tensors = [DeviceTensor.asarray(a, stream=stream, argument=n) for n, a in (("q", q), ("k", k), ("v", v))]
-    shape = check_shapes(*tensors, layout=layout)
-    lse = DeviceTensor.empty(shape[:3], FLOAT32, stream=stream) if return_lse else None
-    target = None
-    if out is not None and not host:
-        target = DeviceTensor.asarray(out, stream=stream, argument="out")
-    result: Any = _kernels(device).compute_attention(
-        *tensors, causal=causal, scale=scale, layout=layout, out=target, lse=lse, stream=stream
+    found = {n: in_place(a, stream=stream, argument=n) for n, a in (("q", q), ("k", k), ("v", v))}
+    *sizes, value_dim = check_shapes(*found.values(), layout=layout)
+    target = None if out is None else in_place(out, stream=stream, argument="out")
+    host = isinstance(found["q"], np.ndarray)
+    if target is not None:
+        _check_out(target, (*found["q"].shape[:3], value_dim), found["q"].dtype, host)
+    if stream is None:
+        devices = [array.device for array in found.values() if isinstance(array, DeviceTensor)]
+        stream = (devices[0] if devices else Device(0)).default_stream
+
+    tensors = [DeviceTensor.asarray(array, stream=stream, argument=name) for name, array in found.items()]
+    lse = DeviceTensor.empty(tuple(sizes[:3]), FLOAT32, stream=stream) if return_lse else None
+    result = _kernels(stream.device).compute_attention(
+        *tensors,
+        causal=causal,
+        scale=scale,
+        layout=layout,
+        out=target if isinstance(target, DeviceTensor) else None,
+        lse=lse,
+        stream=stream,
     )
-    log_sum: Any = lse
     if host:
         computed = result.numpy(stream=stream)
-        log_sum = lse.numpy(stream=stream) if lse is not None else None
-        if out is None:
-            result = computed
-        else:
-            out[...] = computed
-            result = out
-    elif out is not None:
-        result = out
-    return (result, log_sum) if return_lse else result
+        if target is not None:
+            target[...] = computed
+        answer = host_like(computed, q) if out is None else out
+        return (answer, host_like(lse.numpy(stream=stream), q)) if lse is not None else answer
+    answer = like(result, q) if out is None else out
+    return (answer, like(lse, q)) if lse is not None else answer
 
 
-def _check_host(q: Any, k: Any, v: Any, layout: str, out: Any) -> None:
+def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], host: bool) -> None:
     """Check before anything is uploaded."""
-    *_, value_dim = check_shapes(q, k, v, layout=layout)
-    if out is not None:
-        if not isinstance(out, np.ndarray):
-            raise ArgumentError(f"out is {type(out).__name__}; with NumPy arrays it takes a NumPy array")
-        wanted = (*q.shape[:3], value_dim)
-        if out.shape != wanted or out.dtype != q.dtype:
-            raise ArgumentError(f"out is {out.dtype} {out.shape}; it takes {q.dtype} {wanted}")
+    if isinstance(out, np.ndarray) != host:
+        places = ("in host memory", "on the device")
+        raise ArgumentError(f"out is {places[host]}; q is {places[not host]}, and out must be where q is")
+    if out.shape != shape or out.dtype != dtype:
+        raise ArgumentError(f"out is {out.dtype} {out.shape}; it takes {dtype} {shape}")

@@ -1,0 +1,136 @@
+"""attention(): arrays of each library in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import hipattn
+from hipattn import ArgumentError, DeviceTensor, Stream
+from hipattn.attn import reference
+from hipattn.runtime import bindings
+from hipattn.runtime.buffer import live
+from tests.helpers.inputs import qkv, upload
+from tests.helpers.mismatch import assert_close
+from tests.helpers.tolerance import DTYPES, attention_bound
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+def test_numpy(dtype: np.dtype, layout: str) -> None:
+    q, k, v = qkv(heads_kv=2, seq_k=40, dtype=dtype)
+    if layout == "bhsd":
+        q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))  # strided, too
+    out, lse = hipattn.attention(q, k, v, causal=True, layout=layout, return_lse=True)
+    expected, expected_lse = reference.attention(q, k, v, causal=True, layout=layout, return_lse=True)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == dtype
+    assert_close(out, expected, atol=attention_bound(q, k, v, causal=True, layout=layout))
+    assert_close(lse, expected_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_numpy_out() -> None:
+    q, k, v = qkv()
+    wide = np.full((*q.shape[:3], 2 * q.shape[3]), np.nan, np.float32)
+    out = wide[..., ::2]
+    assert hipattn.attention(q, k, v, out=out) is out
+    assert_close(out, reference.attention(q, k, v), atol=attention_bound(q, k, v))
+    assert np.isnan(wide[..., 1::2]).all()
+
+
+def test_device_tensors(stream: Stream) -> None:
+    arrays = qkv()
+    tensors = upload(stream, *arrays)
+    out = hipattn.attention(*tensors, stream=stream)
+    assert isinstance(out, DeviceTensor)
+    assert_close(out.numpy(), reference.attention(*arrays), atol=attention_bound(*arrays))
+    again = hipattn.attention(*tensors)  # the default stream of the tensors' own device
+    assert again.device is stream.device
+    assert again.numpy().tobytes() == out.numpy().tobytes()
+
+
+def test_where_q_is_the_result_goes(stream: Stream) -> None:
+    q, k, v = qkv()
+    expected = reference.attention(q, k, v)
+    (on_device,) = upload(stream, q)
+    assert isinstance(hipattn.attention(on_device, k, v, stream=stream), DeviceTensor)
+    assert_close(hipattn.attention(q, *upload(stream, k, v), stream=stream), expected, atol=attention_bound(q, k, v))
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_torch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    dtype = ml_dtypes.bfloat16 if name == "bfloat16" else name
+    arrays = qkv(heads_kv=2, dtype=dtype)
+    tensors = [torch.from_numpy(array.astype(np.float32)).to(getattr(torch, name)) for array in arrays]
+    expected = reference.attention(*arrays, causal=True)
+    bound = attention_bound(*arrays, causal=True)
+    out, lse = hipattn.attention(*tensors, causal=True, return_lse=True)
+    assert isinstance(out, torch.Tensor)
+    assert isinstance(lse, torch.Tensor)
+    assert out.dtype == tensors[0].dtype
+    assert_close(out.float().numpy(), expected, atol=bound)
+    target = torch.full_like(tensors[0], float("nan"))
+    assert hipattn.attention(*tensors, causal=True, out=target) is target
+    assert_close(target.float().numpy(), expected, atol=bound)
+
+
+def test_torch_keeps_what_is_on_the_device() -> None:
+    torch = pytest.importorskip("torch")
+    if not bindings.platform().simulated:
+        pytest.skip("needs a torch that sees the device's memory, as torch on the CPU does the simulator's")
+    arrays = qkv()
+    with Stream() as stream:
+        tensors = [torch.from_dlpack(tensor) for tensor in upload(stream, *arrays)]
+        with bindings.record() as calls:
+            out = hipattn.attention(*tensors)
+        assert not [name for name, _ in calls if "Memcpy" in name]
+        assert isinstance(out, torch.Tensor)
+        assert_close(out.numpy(), reference.attention(*arrays), atol=attention_bound(*arrays))
+
+
+def test_cupy() -> None:
+    cupy = pytest.importorskip("cupy")
+    arrays = qkv()
+    out = hipattn.attention(*(cupy.asarray(array) for array in arrays))
+    assert isinstance(out, cupy.ndarray)
+    assert_close(cupy.asnumpy(out), reference.attention(*arrays), atol=attention_bound(*arrays))
+
+
+def bad_arguments() -> dict[str, tuple[dict[str, Any], str]]:
+    """What is wrong → (the arguments that differ, what the message names)."""
+    q, k, v = qkv()
+    return {
+        "float64": ({"v": v.astype(np.float64)}, "v is float64; accepted: float32, float16, bfloat16"),
+        "int": ({"q": q.astype(np.int32)}, "q is int32"),
+        "rank": ({"k": k[0]}, "k has shape"),
+        "None": ({"k": None}, "k is"),
+        "text": ({"q": "queries"}, "q is"),
+        "layout": ({"layout": "BSHD"}, "layout is 'BSHD'; accepted: 'bshd', 'bhsd'"),
+        "shape of out": ({"out": q[:, 1:]}, "out is float32"),
+        "dtype of out": ({"out": q.astype(np.float16)}, "out is float16"),
+        "heads": ({"k": k[:, :, :3], "v": v[:, :, :3]}, "4 heads"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_arguments())
+def test_bad_arguments(case: str) -> None:
+    changed, message = bad_arguments()[case]
+    q, k, v = qkv()
+    before = live()
+    with bindings.record() as calls, pytest.raises(ArgumentError, match=message):
+        hipattn.attention(**({"q": q, "k": k, "v": v} | changed))
+    assert live() == before
+    assert not [name for name, _ in calls if "Malloc" in name or "Launch" in name]
+
+
+def test_out_must_be_where_q_is(stream: Stream) -> None:
+    q, k, v = qkv()
+    (on_device,) = upload(stream, q)
+    with pytest.raises(ArgumentError, match="out is on the device; q is in host memory"):
+        hipattn.attention(q, k, v, out=on_device, stream=stream)
+    with pytest.raises(ArgumentError, match="out is in host memory; q is on the device"):
+        hipattn.attention(on_device, k, v, out=q, stream=stream)
