@@ -107,7 +107,7 @@ def attention(
     )
     if host:
         computed = result.numpy(stream=stream)
-        if target is not None:
+        if isinstance(target, np.ndarray):
             target[...] = computed
         answer = host_like(computed, q) if out is None else out
         return (answer, host_like(lse.numpy(stream=stream), q)) if lse is not None else answer
