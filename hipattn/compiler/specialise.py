@@ -87,16 +87,13 @@ class Specialisation:
     types: Mapping[str, str] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash((self.source, self.kernel, *self.constants.items(), *self.types.items()))
+        return hash((self.source, self.kernel, frozenset(self.constants.items()), frozenset(self.types.items())))
 
     @property
     def name(self) -> str:
         """A readable name: the kernel and what was decided, for messages and the cache."""
-        decided = [
-            *self.types.values(),
-            *(f"{key.lower()}{int(value)}" for key, value in self.constants.items()),
-        ]
-        return "_".join([self.kernel, *decided])
+        constants = (f"{key.lower()}{float(value):g}" for key, value in self.constants.items())
+        return "_".join([self.kernel, *self.types.values(), *constants])
 
     def render(self, arch: str) -> str:
         """Return the whole source for an architecture."""

@@ -103,9 +103,13 @@ class Kernel:
         ------
         ArgumentError
             The arguments are not of the struct that the kernel takes.
+        ClosedError
+            The module was closed.
         HipError
             The launch is refused, or, with HIPATTN_SYNC, the kernel fails.
         """
+        if self.module.closed:
+            raise ClosedError(f"the module of kernel {self.name} is closed")
         if type(arguments) is not self.arguments:
             raise ArgumentError(
                 f"arguments is {type(arguments).__name__}; kernel {self.name} takes {self.arguments.__name__}"
@@ -169,6 +173,11 @@ class Module:
         if self._native is None:
             raise ClosedError("the module is closed")
         return self._native
+
+    @property
+    def closed(self) -> bool:
+        """Whether the module was unloaded."""
+        return self._native is None
 
     def kernel(self, name: str, arguments: type[Arguments]) -> Kernel:
         """Return the kernel of that (lowered) name, which takes one `arguments` struct by value.

@@ -214,3 +214,13 @@ def test_borrowed_host_memory_goes_back_after_a_wait(device: Device) -> None:
         buffer = DeviceBuffer.wrap(0x1000, 64, stream=stream, keep=None, sync_to_close=True)
         buffer.close()
     assert "hipDeviceSynchronize" in names(calls)
+
+
+def test_a_collected_buffer_leaves_the_current_device() -> None:
+    if Device.count() < 2:
+        pytest.skip("needs two devices")
+    buffer = DeviceBuffer(16, Device(1).default_stream)
+    Device(0).use()
+    del buffer
+    gc.collect()
+    assert bindings.hip.hipGetDevice()[1] == 0

@@ -59,7 +59,7 @@ def test_closing_twice_is_once(device: Device) -> None:
         event.close()
         event.close()
         del event
-    assert [name for name, _ in calls] == ["hipEventDestroy"]
+    assert [name for name, _ in calls].count("hipEventDestroy") == 1
 
 
 def test_a_closed_event_is_refused(stream: Stream) -> None:
@@ -76,7 +76,7 @@ def test_a_collected_event_is_destroyed_once(device: Device) -> None:
     with bindings.record() as calls:
         del event
         gc.collect()
-    assert [name for name, _ in calls] == ["hipEventDestroy"]
+    assert [name for name, _ in calls].count("hipEventDestroy") == 1
 
 
 def test_an_event_may_go_while_a_stream_waits_for_it(device: Device) -> None:

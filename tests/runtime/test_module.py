@@ -153,3 +153,10 @@ def test_a_kernel_keeps_its_module(device: Device) -> None:
         out = DeviceTensor.from_numpy(np.zeros(4, np.float32), stream=stream)
         kernel.launch(stream, LaunchConfig(1, 64), FillParams(out.pointer, 4, 5.0))
         np.testing.assert_array_equal(out.numpy(), [5, 5, 5, 5])
+
+
+def test_a_kernel_of_a_closed_module_is_refused(module: Module, stream: Stream) -> None:
+    kernel = module.kernel("fill", FillParams)
+    module.close()
+    with pytest.raises(ClosedError, match="the module of kernel fill is closed"):
+        kernel.launch(stream, LaunchConfig(1, 64), FillParams(0, 0, 0.0))
