@@ -6,6 +6,7 @@
 
 from importlib.metadata import version
 
+from hipattn.ahead import compile  # noqa: A004
 from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.staged import HipAttentionKernels
@@ -13,6 +14,7 @@ from hipattn.errors import (
     ArgumentError,
     CacheFullError,
     ClosedError,
+    CodeObjectError,
     CompileError,
     ConfigError,
     HipattnError,
@@ -29,6 +31,7 @@ __all__ = [
     "Blas",
     "CacheFullError",
     "ClosedError",
+    "CodeObjectError",
     "CompileError",
     "ConfigError",
     "Device",
@@ -45,5 +48,6 @@ __all__ = [
     "PlatformError",
     "Stream",
     "attention",
+    "compile",
     "free_scratch",
 ]

@@ -8,6 +8,7 @@ __all__ = [
     "ArgumentError",
     "CacheFullError",
     "ClosedError",
+    "CodeObjectError",
     "CompileError",
     "ConfigError",
     "HipError",
@@ -67,6 +68,10 @@ class HipError(HipattnError, RuntimeError):
         self.status = status
         self.name = name
         self.call = call
+
+
+class CodeObjectError(HipattnError, RuntimeError):
+    """A code object is damaged, or what it holds is not what is to be launched."""
 
 
 class CompileError(HipattnError, RuntimeError):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
 from hipattn.compiler.cache import DiskCache
-from hipattn.compiler.code_object import check_arguments
-from hipattn.compiler.program import Program
+from hipattn.compiler.code_object import check
+from hipattn.compiler.program import CodeObject, Program
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import CompileError
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Kernel, Module
 
-__all__ = ["load", "loaded", "name_of"]
+__all__ = ["build", "load", "loaded", "name_of"]
+
+log = logging.getLogger("hipattn")
 
 _loaded: dict[tuple[int, Specialisation], Kernel] = {}
 _failed: dict[tuple[int, Specialisation], CompileError] = {}  # the same text does not compile a second time
@@ -27,8 +30,10 @@ def load(specialisation: Specialisation, device: Device) -> Kernel:
     ------
     CompileError
         The source does not compile for the device's architecture.
+    CodeObjectError
+        The code object does not fit its launches.
     HipError
-        The code object cannot be loaded, or does not take the argument struct.
+        The code object cannot be loaded.
     """
     key = device.index, specialisation
     kernel = _loaded.get(key)
@@ -39,7 +44,7 @@ def load(specialisation: Specialisation, device: Device) -> Kernel:
                 if key in _failed:
                     raise _failed[key]
                 try:
-                    kernel = _loaded[key] = _build(specialisation, device)
+                    kernel = _loaded[key] = _load(specialisation, device)
                 except CompileError as error:
                     _failed[key] = error.with_traceback(None)
                     raise
@@ -56,10 +61,26 @@ def name_of(function: Any) -> str | None:
     return next((kernel.name for kernel in _loaded.values() if kernel._function is function), None)
 
 
-def _build(specialisation: Specialisation, device: Device) -> Kernel:
-    program = Program(
-        specialisation.render(device.arch), f"{specialisation.name}.hip", headers=specialisation.headers()
-    )
-    code = program.compile(device.arch, DiskCache())
-    check_arguments(code.image, specialisation.kernel, specialisation.arguments)
+def build(specialisation: Specialisation, arch: str) -> CodeObject:
+    """Compile for `arch`, or take the result from the disk cache, and check it. No device need be present.
+
+    Raises
+    ------
+    ArgumentError
+        `arch` is not known.
+    CompileError
+        The source does not compile for `arch`.
+    CodeObjectError
+        The code object does not fit its launches.
+    """
+    source, headers = specialisation.render(arch), specialisation.headers()
+    code = Program(source, f"{specialisation.name}.hip", headers=headers).compile(arch, DiskCache())
+    kernel = check(code.image, specialisation, arch)
+    if kernel is not None and kernel.spills:
+        log.warning("%s does not fit the registers of %s and is slow: %s", specialisation.name, arch, kernel)
+    return code
+
+
+def _load(specialisation: Specialisation, device: Device) -> Kernel:
+    code = build(specialisation, device.arch)
     return Module(code.image, device).kernel(specialisation.kernel, specialisation.arguments)

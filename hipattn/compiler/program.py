@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from hipattn.runtime.bindings import check
 __all__ = ["CodeObject", "Program", "compiler_version"]
 
 _OPTIONS = ("-std=c++17", "-O3")
+
+# The folder of one compilation: files are known by the names that the program gave them.
+_TEMPORARY = re.compile(r"[^\s'\"]*/comgr-[^/\s]+/(input|include)/")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Program:
         self.name = name
         self.headers = dict(headers or {})
         self.options = (*_OPTIONS, *options)
-        self.name_expressions = tuple(name_expressions)
+        self.name_expressions = tuple(dict.fromkeys(name_expressions))  # AMD's compiler takes each once
 
     def compile(self, arch: str, cache: DiskCache | None = None) -> CodeObject:
         """Compile, or take the result of an earlier compilation of the same thing from `cache`.
@@ -141,7 +145,7 @@ def _log(native: Any) -> str:
     log = bytearray(size)
     if size:
         check(bindings.hiprtc.hiprtcGetProgramLog(native, log), "hiprtcGetProgramLog")
-    return log.rstrip(b"\0").decode(errors="replace")
+    return _TEMPORARY.sub("", log.rstrip(b"\0").decode(errors="replace"))
 
 
 def _lowered(native: Any, expression: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hipattn.errors import ArgumentError
 
-__all__ = ["ARCHS", "wave_size"]
+__all__ = ["ARCHS", "lds_limit", "wave_size"]
 
 _WAVE64 = ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx90c", "gfx942", "gfx950")
 _WAVE32 = (
@@ -47,3 +47,8 @@ def wave_size(arch: str) -> int:
     if arch not in ARCHS:
         raise ArgumentError(f"arch is {arch!r}; accepted: {', '.join(ARCHS)}")
     return 64 if arch in _WAVE64 else 32
+
+
+def lds_limit(arch: str) -> int:
+    """Return how many bytes of local memory (LDS) a block can have on `arch`."""
+    return 160 << 10 if arch == "gfx950" else 64 << 10

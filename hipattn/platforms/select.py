@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from hipattn import config
 from hipattn.errors import PlatformError
 from hipattn.platforms import cpu
 
-__all__ = ["Platform", "choose"]
+__all__ = ["Platform", "choose", "rocm_library"]
 
 log = logging.getLogger("hipattn")
 
@@ -48,6 +49,8 @@ class Platform:
 def choose(find_rocm_library: FindLibrary) -> Platform:
     """Return the platform that HIPATTN_PLATFORM names, or the first that finds a device.
 
+    A platform that is named needs no device: compiling for one does not either.
+
     Parameters
     ----------
     find_rocm_library
@@ -60,9 +63,11 @@ def choose(find_rocm_library: FindLibrary) -> Platform:
     """
     wanted = config.get("HIPATTN_PLATFORM")
     if wanted in ("auto", "amd"):
-        problem = _amd_problem(find_rocm_library)
-        if problem is None:
-            return Platform("amd", fingerprint=_file_identity(find_rocm_library("hiprtc")))
+        problem = _missing_library(find_rocm_library)
+        if not problem and wanted == "auto":
+            problem = _missing_device(find_rocm_library)
+        if not problem:
+            return Platform("amd", fingerprint=_identity(rocm_library(find_rocm_library, "hiprtc")))
         if wanted == "amd":
             raise PlatformError(f"HIPATTN_PLATFORM is amd, but {problem}")
         log.warning("%s; using the cpu platform, which simulates one (slow, for development)", problem)
@@ -70,24 +75,47 @@ def choose(find_rocm_library: FindLibrary) -> Platform:
     return Platform("cpu", libraries, fingerprint=cpu.fingerprint(libraries))
 
 
-def _amd_problem(find_rocm_library: FindLibrary) -> str | None:
-    """Return why ROCm cannot be used here, or None when it found a GPU."""
-    path = os.fsdecode(find_rocm_library("amdhip64"))
-    try:
-        runtime = ctypes.CDLL(path)
-    except OSError:
-        return "ROCm's libamdhip64 was not found (ROCM_PATH names where ROCm is)"
+# The versions in the names that ROCm 7 and 6 install. The plain name is a distribution's development package.
+_VERSIONS: dict[str, tuple[str, ...]] = {"amdhip64": (".7", ".6"), "hiprtc": (".7", ".6"), "hipblas": (".3", ".2")}
+
+
+def rocm_library(find: FindLibrary, shortname: str) -> str:
+    """Return where ROCm's library is: where `find` expects it, or beside that under a name with its version."""
+    expected = os.fsdecode(find(shortname))
+    for version in ("", *_VERSIONS.get(shortname, ())):
+        try:
+            ctypes.CDLL(expected + version)
+        except OSError:
+            continue
+        return expected + version
+    return expected
+
+
+def _missing_library(find: FindLibrary) -> str:
+    """Return which library is missing for compiling and launching, "" if none is."""
+    for shortname in ("amdhip64", "hiprtc"):
+        try:
+            ctypes.CDLL(rocm_library(find, shortname))
+        except OSError as error:
+            return f"ROCm's lib{shortname} was not found (ROCM_PATH names where ROCm is): {error}"
+    return ""
+
+
+def _missing_device(find: FindLibrary) -> str:
+    """Return why there is no device, "" if there is one."""
+    path = rocm_library(find, "amdhip64")
     count = ctypes.c_int(0)
-    status = runtime.hipGetDeviceCount(ctypes.byref(count))
+    status = ctypes.CDLL(path).hipGetDeviceCount(ctypes.byref(count))
     if status or not count.value:
         return f"ROCm ({path}) finds no AMD GPU (hipGetDeviceCount: status {status})"
-    return None
+    return ""
 
 
-def _file_identity(library: bytes) -> str:
-    """Identify a library by path, size and time; a bare name that the loader resolves stands for itself."""
-    path = Path(os.fsdecode(library)).resolve()
-    if not path.exists():
-        return str(path.name)
-    stat = path.stat()
-    return hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:20]
+def _identity(library: str) -> str:
+    """Identify a library that is loaded by its bytes: what one machine compiled serves another with the same ROCm."""
+    path = Path(library)
+    if not path.is_absolute():
+        maps = Path("/proc/self/maps").read_text()
+        found = re.search(rf"/\S*/{re.escape(path.name)}\S*$", maps, re.MULTILINE)
+        path = Path(found[0]) if found else path
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]

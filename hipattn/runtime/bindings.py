@@ -18,7 +18,7 @@ import rocm.bindings.hiprtc
 from rocm.bindings.util import paths as _paths
 
 from hipattn.errors import HipError
-from hipattn.platforms.select import Platform, choose
+from hipattn.platforms.select import Platform, choose, rocm_library
 
 __all__ = ["check", "failure", "fault", "forget_fault", "hip", "hipblas", "hiprtc", "platform", "record"]
 
@@ -46,7 +46,7 @@ def platform() -> Platform:
 
 def _library_path(shortname: str, *arguments: Any) -> bytes:
     ours = platform().libraries.get(shortname)
-    return os.fsencode(ours) if ours else _find_rocm_library(shortname, *arguments)
+    return os.fsencode(ours or rocm_library(lambda name: _find_rocm_library(name, *arguments), shortname))
 
 
 # hip-python looks this function up when it opens a library, which it does at the first call into it.

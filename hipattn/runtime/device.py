@@ -7,7 +7,7 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from hipattn.errors import ArgumentError
+from hipattn.errors import ArgumentError, PlatformError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 
@@ -52,7 +52,7 @@ class Device:
     ArgumentError
         There is no such device.
     PlatformError
-        No platform can be used on this machine.
+        No platform can be used on this machine, or the one that is has no device.
     """
 
     index: int
@@ -75,6 +75,13 @@ class Device:
     @classmethod
     def _open(cls, index: int) -> Device:
         count = cls.count()
+        if not count:
+            status = bindings.hip.hipGetDeviceCount()[0]
+            raise PlatformError(
+                f"there is no GPU: the {bindings.platform().name} platform's libraries are here, and hipGetDeviceCount "
+                f"returns {getattr(status, 'name', status)}. Compiling works without (hipattn.compile); to run, set "
+                "HIPATTN_PLATFORM=cpu, which simulates a GPU"
+            )
         if not 0 <= index < count:
             raise ArgumentError(f"index is {index}; this machine has devices 0 to {count - 1}")
         properties = check(bindings.hip.hipGetDeviceProperties(index), "hipGetDeviceProperties", device=index)

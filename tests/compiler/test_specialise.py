@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from hipattn import ArgumentError, Device
+from hipattn import ArgumentError, CompileError
 from hipattn.compiler import specialise
 from hipattn.compiler.program import Program
 from hipattn.compiler.specialise import Specialisation, render_struct, source_dir
 from hipattn.compiler.target import ARCHS, wave_size
 from hipattn.runtime import Arguments
+
+pytestmark = pytest.mark.rocm
 
 
 class AllParams(Arguments):
@@ -24,7 +26,7 @@ class AllParams(Arguments):
     )
 
 
-def test_a_struct_is_laid_out_as_in_python(device: Device) -> None:
+def test_a_struct_is_laid_out_as_in_python(arch: str) -> None:
     text = render_struct(AllParams)
     for line in (
         "void* pointer;",
@@ -34,7 +36,15 @@ def test_a_struct_is_laid_out_as_in_python(device: Device) -> None:
         "unsigned count;",
     ):
         assert line in text
-    Program(text + 'extern "C" __global__ void f(AllParams p) {}\n').compile(device.arch)
+    Program(text + 'extern "C" __global__ void f(AllParams p) {}\n').compile(arch)
+
+
+def test_a_struct_that_differs_from_python_s_does_not_compile(arch: str) -> None:
+    text = render_struct(AllParams)
+    swapped = text.replace("void* pointer;", "swap").replace("long long large;", "void* pointer;")
+    source = swapped.replace("swap", "long long large;") + 'extern "C" __global__ void f(AllParams p) {}\n'
+    with pytest.raises(CompileError, match="AllParams differs from its declaration in Python"):
+        Program(source).compile(arch)
 
 
 def test_a_struct_with_another_type_is_refused() -> None:

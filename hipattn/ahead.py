@@ -1,0 +1,47 @@
+"""Compile before the first call, for this machine's GPU or another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hipattn import kernels
+from hipattn.compiler.loader import build
+from hipattn.compiler.program import CodeObject
+from hipattn.compiler.specialise import Specialisation
+
+__all__ = ["compile"]
+
+
+def compile(  # noqa: A001
+    arch: str, specialisations: Iterable[Specialisation] | None = None
+) -> dict[str, CodeObject]:
+    """Compile kernels into the disk cache, where a later call on a GPU of that architecture finds them.
+
+    No such GPU need be present: the cache folder (HIPATTN_CACHE_DIR) can be filled on one machine and used on others
+    that have the same ROCm.
+
+    Parameters
+    ----------
+    arch
+        "gfx942".
+    specialisations
+        What to compile. Default: every kernel that the library asks for by default.
+
+    Returns
+    -------
+    compiled : dict
+        The kernel's readable name → its code object.
+
+    Raises
+    ------
+    ArgumentError
+        `arch` is not known.
+    CompileError
+        A source does not compile for `arch`.
+    CodeObjectError
+        A kernel does not fit its launches.
+    PlatformError
+        There is no compiler for AMD GPUs on this machine.
+    """
+    wanted = kernels.defaults(arch) if specialisations is None else specialisations
+    return {specialisation.name: build(specialisation, arch) for specialisation in wanted}

@@ -1,0 +1,114 @@
+"""Every kernel, through AMD's compiler, for every GPU that hipattn names: it compiles, fits and is what we launch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import product
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hipattn import HipattnError, kernels
+from hipattn.compiler.code_object import check
+from hipattn.compiler.loader import build
+from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.compiler.target import wave_size
+from hipattn.kernels import causal_mask, confine, convert, kv_append, scale, softmax
+from hipattn.kernels.rows import widest
+
+pytestmark = pytest.mark.rocm
+
+ARCHS = (
+    *("gfx906", "gfx908", "gfx90a", "gfx942", "gfx950"),
+    *("gfx1030", "gfx1100", "gfx1151", "gfx1200", "gfx1201"),
+)
+CASES = list(product(ARCHS, kernels.FAMILIES))
+
+
+def problems(arch: str, specialisations: Sequence[Specialisation]) -> list[str]:
+    """Return what is wrong with the kernels' code objects."""
+    found = []
+    for specialisation in specialisations:
+        try:
+            metadata = check(build(specialisation, arch).image, specialisation, arch)
+        except HipattnError as error:
+            found.append(str(error))
+            continue
+        if metadata is None or metadata.spills:
+            found.append(f"{specialisation.name}: {metadata}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def defaults() -> Iterator[dict[tuple[str, ModuleType], Future[list[str]]]]:
+    """Return the problems of each case, being found in two processes: in one, compilations wait for each other."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        yield {(arch, family): pool.submit(problems, arch, list(family.defaults(arch))) for arch, family in CASES}
+
+
+@pytest.mark.parametrize(
+    ("arch", "family"), CASES, ids=[f"{arch}-{family.__name__.rpartition('.')[2]}" for arch, family in CASES]
+)
+def test_defaults(defaults: dict[tuple[str, ModuleType], Future[list[str]]], arch: str, family: ModuleType) -> None:
+    assert defaults[arch, family].result() == []
+
+
+# ---- the rest: rows at any alignment, all dtypes, options set ----
+
+dtypes = st.sampled_from(list(SCALARS))
+
+
+@st.composite
+def vectors(draw: st.DrawFn, *names: str) -> int:
+    return draw(st.sampled_from([n for n in (1, 2, 4, 8) if n <= widest(*names)]))
+
+
+@st.composite
+def one_dtype(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype = draw(dtypes)
+    return family.specialise(dtype, draw(vectors(dtype)))
+
+
+@st.composite
+def confinements(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    return family.specialise(draw(dtypes))
+
+
+@st.composite
+def conversions(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes)
+    return family.specialise(*names, draw(vectors(*names)))
+
+
+@st.composite
+def softmaxes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes)
+    columns = 2 ** draw(st.integers(0, 16)) + draw(st.integers(0, 1))
+    constants = family.choose(columns, draw(vectors(*names)), wave_size(arch))
+    return family.specialise(*names, constants, lse=draw(st.booleans()))
+
+
+STRATEGIES = {
+    causal_mask: one_dtype,
+    confine: confinements,
+    convert: conversions,
+    kv_append: one_dtype,
+    scale: one_dtype,
+    softmax: softmaxes,
+}
+
+
+def test_every_family_is_sampled() -> None:
+    assert set(STRATEGIES) == set(kernels.FAMILIES)
+
+
+@settings(max_examples=12)
+@given(st.data())
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_sample_of_the_rest(arch: str, data: st.DataObject) -> None:
+    family = data.draw(st.sampled_from([*kernels.FAMILIES, softmax, softmax]))  # the one with the most variants
+    assert problems(arch, [data.draw(STRATEGIES[family](family, arch))]) == []
