@@ -34,12 +34,11 @@ struct Program {
     Text source, name, log, code;
     List<Text> header_names, header_texts;
     List<Text> expressions, lowered;
-    bool compiled = false;
 };
 
 namespace {
 
-const char* const PREPROCESS_FLAGS[] = {"-E", "-x", "c++", "-nostdinc", "-nostdinc++", "-imacros"};
+const char* const PREPROCESS_FLAGS[] = {"-E", "-x", "c++", "-UNDEBUG", "-nostdinc", "-nostdinc++", "-imacros"};
 // Floats are computed as the kernel says, with fused multiply-add as HIP's default. An index outside an array of
 // known size traps.
 const char* const COMPILE_FLAGS[] = {
@@ -78,6 +77,8 @@ void add_all(List<Text>& to, const List<Text>& from) {
 void tidy_log(Text& log, const Folder& folder, const char* arch) {
     log.erase((folder / "include/").c_str());
     log.erase((folder / "").c_str());
+    log.replace("unknown clang option: \"", "unknown argument: '");
+    log.replace("\"\n", "'\n");
     log.replace(" generated.\n", Text(" generated when compiling for ").add(arch).add(".\n").c_str());
     // "call to 'f' declared with 'error' attribute: 'f' needs target feature x": the message is enough.
     const char reason[] = "declared with 'error' attribute: ";
@@ -150,6 +151,12 @@ bool inspect(Program& p, const Options& options, const Rewriter& rewriter, const
 
 bool compile(Program& p, int count, const char* const* given) {
     Options options;
+    for (size_t i = 0; i < p.expressions.count; ++i)
+        for (size_t j = 0; j < i; ++j)
+            if (p.expressions[i] == p.expressions[j]) {
+                p.log.format("error: redefinition of the name expression '%s'\n", p.expressions[i].c_str());
+                return false;
+            }
     if (!parse_options(count, given, options, p.log)) return false;
     const char* compiler = getenv("HIPATTN_CPU_CXX_COMMAND");
     const char* device = getenv("HIPATTN_CPU_DEVICE_INCLUDE");
@@ -247,7 +254,7 @@ EXPORT hiprtcResult hiprtcVersion(int* major, int* minor) {
 EXPORT hiprtcResult hiprtcCreateProgram(Program** made, const char* source, const char* name, int headers,
                                         const char* const* texts, const char* const* names) {
     ENTER(hiprtcCreateProgram);
-    if (!made || !source || headers < 0 || (headers && (!texts || !names))) return HIPRTC_ERROR_INVALID_INPUT;
+    if (!made || !source || !*source || headers < 0 || (headers && (!texts || !names))) return HIPRTC_ERROR_INVALID_INPUT;
     auto* p = make<Program>();
     p->source.add(source);
     p->name.add(name && *name ? name : "CompileSource");
@@ -271,9 +278,8 @@ EXPORT hiprtcResult hiprtcDestroyProgram(Program** program) {
 EXPORT hiprtcResult hiprtcAddNameExpression(Program* p, const char* expression) {
     ENTER(hiprtcAddNameExpression);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
-    if (!expression) return HIPRTC_ERROR_INVALID_INPUT;
-    if (p->compiled) return HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION;
-    p->expressions.add(expression);
+    if (!expression || !*expression) return HIPRTC_ERROR_INVALID_INPUT;
+    p->expressions.add(expression);  // after the compilation, too: it then has no lowered name
     return HIPRTC_SUCCESS;
 }
 
@@ -281,9 +287,10 @@ EXPORT hiprtcResult hiprtcCompileProgram(Program* p, int count, const char* cons
     ENTER(hiprtcCompileProgram);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (count < 0 || (count && !options)) return HIPRTC_ERROR_INVALID_INPUT;
-    p->compiled = true;
-    p->log = Text();
-    p->code = Text();
+    if (p->code.size) {  // AMD's links what the first compilation made to what the second does
+        p->log.add("error: duplicate symbol: the program is compiled already\n");
+        return HIPRTC_ERROR_COMPILATION;
+    }
     p->lowered.clear();
     if (compile(*p, count, options)) return HIPRTC_SUCCESS;
     p->code = Text();
@@ -294,7 +301,6 @@ EXPORT hiprtcResult hiprtcGetLoweredName(Program* p, const char* expression, con
     ENTER(hiprtcGetLoweredName);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!expression || !lowered) return HIPRTC_ERROR_INVALID_INPUT;
-    if (!p->code.size) return HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION;
     for (size_t i = 0; i < p->lowered.count; ++i)
         if (p->expressions[i] == expression && p->lowered[i].size) {
             *lowered = p->lowered[i].c_str();
@@ -303,12 +309,12 @@ EXPORT hiprtcResult hiprtcGetLoweredName(Program* p, const char* expression, con
     return HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID;
 }
 
-// The log's size counts its final zero; there is none of an empty log, as in AMD's.
+// There is no final zero, in the size or in the log, as in AMD's.
 EXPORT hiprtcResult hiprtcGetProgramLogSize(Program* p, size_t* size) {
     ENTER(hiprtcGetProgramLogSize);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!size) return HIPRTC_ERROR_INVALID_INPUT;
-    *size = p->log.size ? p->log.size + 1 : 0;
+    *size = p->log.size;
     return HIPRTC_SUCCESS;
 }
 
@@ -316,13 +322,14 @@ EXPORT hiprtcResult hiprtcGetProgramLog(Program* p, char* log) {
     ENTER(hiprtcGetProgramLog);
     if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!log) return HIPRTC_ERROR_INVALID_INPUT;
-    if (p->log.size) memcpy(log, p->log.c_str(), p->log.size + 1);
+    if (p->log.size) memcpy(log, p->log.data, p->log.size);
     return HIPRTC_SUCCESS;
 }
 
+// A program that did not compile has a code of 0 bytes.
 EXPORT hiprtcResult hiprtcGetCodeSize(Program* p, size_t* size) {
     ENTER(hiprtcGetCodeSize);
-    if (!p || !p->code.size) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!size) return HIPRTC_ERROR_INVALID_INPUT;
     *size = p->code.size;
     return HIPRTC_SUCCESS;
@@ -330,9 +337,9 @@ EXPORT hiprtcResult hiprtcGetCodeSize(Program* p, size_t* size) {
 
 EXPORT hiprtcResult hiprtcGetCode(Program* p, char* code) {
     ENTER(hiprtcGetCode);
-    if (!p || !p->code.size) return HIPRTC_ERROR_INVALID_PROGRAM;
+    if (!p) return HIPRTC_ERROR_INVALID_PROGRAM;
     if (!code) return HIPRTC_ERROR_INVALID_INPUT;
-    memcpy(code, p->code.data, p->code.size);
+    if (p->code.size) memcpy(code, p->code.data, p->code.size);
     return HIPRTC_SUCCESS;
 }
 

@@ -16,11 +16,11 @@ struct Options {
     List<Text> compile;           // for both
 };
 
-// "gfx942:sramecc+:xnack-" names gfx942.
+// "gfx942:sramecc+:xnack-" names gfx942; RDNA has no such features.
 static const Arch* find_arch(const char* name) {
     size_t n = strcspn(name, ":");
     for (const Arch& arch : ARCHES)
-        if (strlen(arch.name) == n && !strncmp(arch.name, name, n)) return &arch;
+        if (strlen(arch.name) == n && !strncmp(arch.name, name, n)) return name[n] && starts_with(name, "gfx1") ? nullptr : &arch;
     return nullptr;
 }
 
@@ -57,9 +57,11 @@ static bool parse_options(int count, const char* const* given, Options& options,
         };
         if (!*o) continue;
         if ((value = option_value(o, "--offload-arch")) || (value = option_value(o, "--gpu-architecture"))) {
+            if (arch) {  // AMD's logs this and goes on, with the macros of one arch and the code of the other
+                log.add("error: cannot specify -o when generating multiple output files\n");
+                return false;
+            }
             arch = value;
-        } else if (!strcmp(o, "--offload-arch") || !strcmp(o, "--gpu-architecture") || !strcmp(o, "-arch")) {
-            if (!(arch = next())) return false;
         } else if ((value = option_value(o, "-std")) || (value = option_value(o, "--std"))) {
             // The prelude is C++17, which takes what C++11 and C++14 do.
             bool old = strstr(value, "++11") || strstr(value, "++0x") || strstr(value, "++14") || strstr(value, "++1y");
@@ -79,9 +81,9 @@ static bool parse_options(int count, const char* const* given, Options& options,
             options.preprocess.add(o);
             if (!(value = next())) return false;
             options.preprocess.add(value);
-        } else if (!strcmp(o, "-O") || (starts_with(o, "-O") && strchr("0123sz", o[2]) && !o[3])) {
+        } else if (!strcmp(o, "-O") || (starts_with(o, "-O") && o[2] && strchr("0123456789sz", o[2]) && !o[3])) {
             // Less than -O2 gains nothing here, and ziglang would build its runtime anew for it.
-            level = !strcmp(o, "-O3") ? "-O3" : "-O2";
+            level = o[2] >= '3' && o[2] <= '9' ? "-O3" : "-O2";
         } else if (!strcmp(o, "-Ofast")) {
             level = "-O3";
             options.compile.add("-ffast-math");
