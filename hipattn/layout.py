@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["row_major", "span"]
+__all__ = ["overlaps", "row_major", "span"]
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -19,3 +19,14 @@ def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+
+
+def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Return whether two elements may share memory: a stride does not step over what the smaller ones span."""
+    extent = 1
+    for step, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1:
+            if step < extent:
+                return True
+            extent += (size - 1) * step
+    return False

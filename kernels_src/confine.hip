@@ -8,7 +8,8 @@
 // with strides in elements and contiguous columns; query head h reads head h / heads_per_kv of v. A block takes
 // COLUMNS columns of one head.
 //
-// Bound by memory: reads v once a query head, and, where all is finite, does nothing else.
+// Reads v once a query head, and, where all is finite, does nothing else: a small part of what the scores' traffic
+// takes. Bound by latency where heads are few.
 #include "types.h"
 
 __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
@@ -28,17 +29,19 @@ extern "C" __global__ __launch_bounds__(BLOCK) void confine_nonfinite(const Conf
     __syncthreads();
     bool finite = true;
     if (first + column < p.columns)
-        for (int j = threadIdx.x / COLUMNS; j < p.seq_k; j += ROWS)
-            finite = finite && is_finite(static_cast<float>(v[j * p.v_row + column]));
+        // No early end: so that several loads are under way at once.
+#pragma unroll 8
+        for (i64 j = threadIdx.x / COLUMNS; j < p.seq_k; j += ROWS)
+            finite &= is_finite(static_cast<float>(v[j * p.v_row + column]));
     if (!finite) found[column] = 1;  // several threads may write, all the same
     __syncthreads();
 
     for (int c = 0; c < COLUMNS; ++c) {
         if (!found[c]) continue;
-        for (int i = threadIdx.x; i < p.seq_q; i += BLOCK) {
-            const int last = i + p.seq_k - p.seq_q;  // the last key that row i sees
+        for (i64 i = threadIdx.x; i < p.seq_q; i += BLOCK) {
+            const i64 last = i + p.seq_k - p.seq_q;  // the last key that row i sees
             float sum = 0.0f;
-            for (int j = 0; j <= last; ++j)
+            for (i64 j = 0; j <= last; ++j)
                 sum += static_cast<float>(weights[i * p.weights_row + j]) *
                        static_cast<float>(v[j * p.v_row + c]);
             out[i * p.out_row + c] = static_cast<scalar>(sum);

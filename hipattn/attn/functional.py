@@ -26,7 +26,10 @@ def _kernels(device: Device) -> HipAttentionKernels:
 
 
 def free_scratch() -> None:
-    """Free the memory that `attention` keeps, for the calling thread, between its calls: the last one's scores."""
+    """Free the memory that `attention` keeps, for the calling thread, between its calls: the last ones' scores.
+
+    `Device.trim` then gives it back to the system.
+    """
     for kernels in _per_thread.__dict__.get("kernels", {}).values():
         kernels.close()
 

@@ -116,6 +116,7 @@ class KVCache:
     def check(self, layer: int, k: DeviceTensor, v: DeviceTensor) -> None:
         """Check that `append` would take these tensors, and raise what it would raise."""
         length = self.length(layer)
+        _ = self._keys.pointer  # raises if the cache is closed
         for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
             wanted = (self.batch, k.shape[1] if k.ndim == 4 else "tokens", self.heads_kv, size)
             if tensor.shape != wanted:

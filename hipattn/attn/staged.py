@@ -19,9 +19,10 @@ import numpy as np
 from hipattn import config
 from hipattn.attn import reference
 from hipattn.attn.kv_cache import KVCache
-from hipattn.errors import ArgumentError, CompileError, HipError
+from hipattn.errors import ArgumentError, CodeObjectError, CompileError, HipError
 from hipattn.kernels import causal_mask, confine, scale, softmax
 from hipattn.kernels.rows import check_device
+from hipattn.layout import overlaps
 from hipattn.runtime import bindings
 from hipattn.runtime.blas import Blas, Matrices, Product
 from hipattn.runtime.buffer import DeviceBuffer
@@ -36,11 +37,15 @@ log = logging.getLogger("hipattn")
 # Rows of scores start at multiples of so many elements, so that kernels move 16 bytes at a time for any seq_k.
 _ROW_MULTIPLE = 8
 
+# Scratch memory is kept for so many streams.
+_SCRATCH_STREAMS = 4
+
 
 @dataclass(frozen=True)
 class _Scratch:
     """What lies between the stages, for the shape of the last call: two views of one buffer."""
 
+    buffer: DeviceBuffer
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     scores: DeviceTensor
@@ -82,7 +87,7 @@ class HipAttentionKernels:
         self.fallbacks: Counter[str] = Counter()
         self._fall_back = config.get("HIPATTN_FALLBACK") == "cpu"
         self._warned: set[str] = set()
-        self._scratch: dict[Stream, _Scratch] = {}
+        self._scratch: dict[int, _Scratch] = {}  # by the stream's handle, the one used last at the end
 
     def compute_qk_t(
         self, q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, *, stream: Stream | None = None
@@ -325,6 +330,8 @@ class HipAttentionKernels:
         batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
+        elif not isinstance(scale, int | float | np.floating):
+            raise ArgumentError(f"scale is {scale!r}; it takes a number")
         wanted = _laid_out(layout, batch, heads_q, seq_q, value_dim)
         if out is not None:
             _check_tensor("out", out, wanted, q.dtype)
@@ -367,7 +374,7 @@ class HipAttentionKernels:
         """Free the scratch memory, after the work that uses it. The object can be used again."""
         scratch, self._scratch = self._scratch, {}
         for held in scratch.values():
-            held.scores.buffer.close()
+            held.buffer.close()
 
     def __enter__(self) -> HipAttentionKernels:
         return self
@@ -379,34 +386,46 @@ class HipAttentionKernels:
         self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream
     ) -> tuple[DeviceTensor, DeviceTensor]:
         """Return scratch for the float32 scores and for the weights, which take the scores' place in float32."""
-        held = self._scratch.get(stream)
-        if held is not None and held.shape == shape and held.dtype == dtype:
+        held = self._scratch.get(stream.handle)
+        if held is not None and held.shape == shape and held.dtype == dtype and not held.buffer.stream.closed:
             return held.scores, held.weights
         *rows, columns = shape
         padded = (*rows, -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE)
         scores_bytes = math.prod(padded) * FLOAT32.itemsize
         nbytes = scores_bytes + (0 if dtype == FLOAT32 else math.prod(padded) * dtype.itemsize)
-        buffer = held.scores.buffer if held is not None else None
-        if buffer is None or buffer.nbytes < nbytes:
-            if buffer is not None:
-                # Decoding asks for a little more each time.
-                nbytes = max(nbytes, 2 * buffer.nbytes)
-                del self._scratch[stream]
-                buffer.close()
-            buffer = DeviceBuffer(nbytes, stream)
+        buffer = self._scratch_buffer(nbytes, stream)
         weights = scores = DeviceTensor(buffer, padded, FLOAT32)[..., :columns]
         if dtype != FLOAT32:
             weights = DeviceTensor(buffer, padded, dtype, offset=scores_bytes // dtype.itemsize)[..., :columns]
-        self._scratch[stream] = _Scratch(shape, dtype, scores, weights)
+        self._scratch[stream.handle] = _Scratch(buffer, shape, dtype, scores, weights)
         return scores, weights
+
+    def _scratch_buffer(self, nbytes: int, stream: Stream) -> DeviceBuffer:
+        """Return the stream's scratch memory, enlarged if need be, and let go of that of streams long not used."""
+        held = self._scratch.pop(stream.handle, None)
+        stale = [handle for handle, scratch in self._scratch.items() if scratch.buffer.stream.closed]
+        stale += list(self._scratch)[: max(0, len(self._scratch) - len(stale) - _SCRATCH_STREAMS + 1)]
+        for handle in dict.fromkeys(stale):
+            self._scratch.pop(handle).buffer.close()
+        if held is None:
+            return DeviceBuffer(nbytes, stream)
+        if held.buffer.nbytes >= nbytes and not held.buffer.stream.closed:
+            return held.buffer
+        held.buffer.close()
+        try:  # decoding asks for a little more each time
+            return DeviceBuffer(max(nbytes, 2 * held.buffer.nbytes), stream)
+        except HipError:
+            return DeviceBuffer(nbytes, stream)
 
     def _stage(self, name: str, on_gpu: Callable[[], None], on_cpu: Callable[[], None]) -> None:
         try:
             on_gpu()
-        except (HipError, CompileError) as error:
-            # A broken device gives no data back to compute with.
-            if not self._fall_back or bindings.fault is not None:
+        except (HipError, CompileError, CodeObjectError) as error:
+            # A stage that was queued may have run, and some work in place; a broken device gives no data back.
+            queued = isinstance(error, HipError) and error.call == "hipStreamSynchronize"
+            if not self._fall_back or queued or bindings.fault is not None:
                 raise
+            bindings.hip.hipGetLastError()  # dealt with here: nobody else's error
             cause = f"{name}: {error}"
             if cause not in self._warned:
                 self._warned.add(cause)
@@ -467,6 +486,8 @@ def _check_tensor(name: str, tensor: DeviceTensor, shape: tuple[int, ...], dtype
         raise ArgumentError(f"{name} is {tensor.dtype.name} {tensor.shape}; it takes {dtype.name} {shape}")
     if tensor.shape[-1] > 1 and tensor.strides[-1] != 1:
         raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
+    if overlaps(tensor.shape, tensor.strides):
+        raise ArgumentError(f"{name} has shape {tensor.shape} and strides {tensor.strides}; its elements overlap")
 
 
 Facts = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any]]
@@ -531,9 +552,9 @@ def _grouped(queries: Layout, keys: Layout, out: Layout) -> tuple[Layout, Layout
 
 
 def _multiply(product: Product, a: DeviceTensor, b: DeviceTensor, out: DeviceTensor, stream: Stream) -> None:
-    product.run(Blas.of(stream.device), stream, a.pointer, b.pointer, out.pointer)
     for tensor in (a, b, out):
         tensor.buffer.used_on(stream)
+    product.run(Blas.of(stream.device), stream, a.pointer, b.pointer, out.pointer)
 
 
 def _download(tensor: DeviceTensor) -> np.ndarray[Any, np.dtype[np.float32]]:

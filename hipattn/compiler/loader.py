@@ -19,7 +19,8 @@ __all__ = ["build", "load", "loaded", "name_of"]
 log = logging.getLogger("hipattn")
 
 _loaded: dict[tuple[int, Specialisation], Kernel] = {}
-_failed: dict[tuple[int, Specialisation], CompileError] = {}  # the same text does not compile a second time
+# The same text does not compile a second time. What the error says, not the error: that holds on to its frames.
+_failed: dict[tuple[int, Specialisation], tuple[str, str, tuple[str, ...], str]] = {}
 _lock = threading.Lock()
 
 
@@ -42,11 +43,11 @@ def load(specialisation: Specialisation, device: Device) -> Kernel:
             kernel = _loaded.get(key)
             if kernel is None:
                 if key in _failed:
-                    raise _failed[key]
+                    raise CompileError(*_failed[key])
                 try:
                     kernel = _loaded[key] = _load(specialisation, device)
                 except CompileError as error:
-                    _failed[key] = error.with_traceback(None)
+                    _failed[key] = error.name, error.log, error.options, error.source
                     raise
     return kernel
 

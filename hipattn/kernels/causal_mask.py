@@ -74,8 +74,8 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
     if plan is None:
         return
     kernel, config, sizes = plan
-    kernel.launch(stream, config, CausalMaskParams(scores.pointer, *sizes))
     scores.buffer.used_on(stream)
+    kernel.launch(stream, config, CausalMaskParams(scores.pointer, *sizes))
 
 
 @lru_cache(maxsize=4096)

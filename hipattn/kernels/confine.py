@@ -36,10 +36,10 @@ class ConfineParams(Arguments):
         ("out_batch", ctypes.c_int64),
         ("out_head", ctypes.c_int64),
         ("out_row", ctypes.c_int64),
+        ("seq_q", ctypes.c_int64),
+        ("seq_k", ctypes.c_int64),
         ("heads", ctypes.c_int32),
         ("heads_per_kv", ctypes.c_int32),
-        ("seq_q", ctypes.c_int32),
-        ("seq_k", ctypes.c_int32),
         ("columns", ctypes.c_int32),
     )
 
@@ -82,9 +82,9 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
         return
     kernel, config, (row, *sizes) = plan
     arguments = ConfineParams(weights.pointer, v.pointer, out.pointer, row, *v.strides[:3], *out.strides[:3], *sizes)
-    kernel.launch(stream, config, arguments)
     for tensor in (weights, v, out):
         tensor.buffer.used_on(stream)
+    kernel.launch(stream, config, arguments)
 
 
 @lru_cache(maxsize=4096)
@@ -100,4 +100,4 @@ def _plan(
         return None
     batch, heads, seq_q, seq_k = weights
     config = LaunchConfig(batch * heads * -(-v[3] // _COLUMNS), BLOCK)
-    return load(specialise(dtype.name), device), config, (row, heads, heads // v[1], seq_q, seq_k, v[3])
+    return load(specialise(dtype.name), device), config, (row, seq_q, seq_k, heads, heads // v[1], v[3])

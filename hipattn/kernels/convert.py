@@ -72,9 +72,9 @@ def launch(x: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:
     if plan is None:
         return
     kernel, config, sizes = plan
-    kernel.launch(stream, config, ConvertParams(x.pointer, out.pointer, *sizes))
     for tensor in (x, out):
         tensor.buffer.used_on(stream)
+    kernel.launch(stream, config, ConvertParams(x.pointer, out.pointer, *sizes))
 
 
 def _facts(x: DeviceTensor) -> tuple[Any, ...]:

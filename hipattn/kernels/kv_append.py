@@ -96,9 +96,9 @@ def launch(
         return
     kernel, config, strides, sizes = plan
     pointers = (x.pointer for x in tensors.values())
-    kernel.launch(stream, config, KvAppendParams(*pointers, *strides, position, *sizes))
     for tensor in tensors.values():
         tensor.buffer.used_on(stream)
+    kernel.launch(stream, config, KvAppendParams(*pointers, *strides, position, *sizes))
 
 
 _Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]

@@ -69,8 +69,8 @@ def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:
     if plan is None:
         return
     kernel, config, sizes = plan
-    kernel.launch(stream, config, ScaleParams(x.pointer, *sizes, factor))
     x.buffer.used_on(stream)
+    kernel.launch(stream, config, ScaleParams(x.pointer, *sizes, factor))
 
 
 @lru_cache(maxsize=4096)

@@ -127,10 +127,10 @@ def launch(
         return
     kernel, config, sizes = plan
     arguments = SoftmaxParams(scores.pointer, out.pointer, lse.pointer if lse is not None else None, *sizes)
-    kernel.launch(stream, config, arguments)
     for tensor in (scores, out, lse):
         if tensor is not None:
             tensor.buffer.used_on(stream)
+    kernel.launch(stream, config, arguments)
 
 
 def _facts(x: DeviceTensor) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hipattn.errors import ArgumentError
+from hipattn.errors import ArgumentError, PlatformError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
@@ -16,6 +16,9 @@ from hipattn.runtime.release import release
 from hipattn.runtime.stream import Stream
 
 __all__ = ["Blas", "Matrices", "Product"]
+
+# Until then hipblasGemmStridedBatchedEx took other numbers for its types.
+_HIP_7 = 70_000_000  # of hipRuntimeGetVersion: major, minor in two digits, patch in five
 
 _TYPES = {"float32": "HIP_R_32F", "float16": "HIP_R_16F", "bfloat16": "HIP_R_16BF"}
 
@@ -164,6 +167,8 @@ class Blas:
 
     Raises
     ------
+    PlatformError
+        ROCm is older than 7.
     HipError
         hipBLAS cannot be initialised.
     """
@@ -174,6 +179,12 @@ class Blas:
         self._native: Any = None
         self._stream: Stream | None = None
         self.device = device or Device(0)
+        version = check(bindings.hip.hipRuntimeGetVersion(), "hipRuntimeGetVersion")
+        if version < _HIP_7:
+            raise PlatformError(
+                f"hipBLAS of HIP {version // 10_000_000}.{version // 100_000 % 100} is too old; hip-python 10 calls "
+                "hipBLAS as it is from ROCm 7 on"
+            )
         self.device.use()
         self._native = check(bindings.hipblas.hipblasCreate(), "hipblasCreate")
 
@@ -186,11 +197,18 @@ class Blas:
         return handles[device.index]
 
     def handle(self, stream: Stream) -> Any:
-        """Return the hip-python handle, set to work in `stream`."""
-        if stream is not self._stream or stream.closed:
-            if stream.device is not self.device:
-                raise ArgumentError(f"stream is on device {stream.device.index}; the handle is on {self.device.index}")
-            check(bindings.hipblas.hipblasSetStream(self._native, stream.native), "hipblasSetStream")
+        """Return the hip-python handle, set to work in `stream`.
+
+        The handle owns a workspace, which its products share: work in another stream waits for that in the last.
+        """
+        if stream.device is not self.device:
+            raise ArgumentError(f"stream is on device {stream.device.index}; the handle is on {self.device.index}")
+        native = stream.native  # makes the device current, as hipBLAS needs it
+        last = self._stream
+        if stream is not last:
+            if last is not None and not last.closed:
+                stream.wait(last)
+            check(bindings.hipblas.hipblasSetStream(self._native, native), "hipblasSetStream")
             self._stream = stream
         return self._native
 
@@ -198,6 +216,7 @@ class Blas:
         """Destroy the handle. Closing twice does nothing."""
         native, self._native = self._native, None
         if native is not None:
+            self.device.use()
             check(bindings.hipblas.hipblasDestroy(native), "hipblasDestroy")
 
     def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:

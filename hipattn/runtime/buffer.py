@@ -133,9 +133,16 @@ class DeviceBuffer:
         return self._pointer
 
     def used_on(self, stream: Stream) -> None:
-        """Note that work in `stream` uses the memory: it is freed after what is in the stream by then."""
+        """Note, before work that uses the memory is added to `stream`: it is freed after what is in it by then.
+
+        At first use in another stream than its own, that one waits: memory from a pool exists only from its allocation
+        on, and what used it before may still run.
+        """
         if stream is not self.stream:
-            self._streams[stream.device.index, stream.handle] = stream
+            key = stream.device.index, stream.handle
+            if key not in self._streams and not self.stream.closed:
+                stream.wait(self.stream)
+            self._streams[key] = stream
 
     def join(self) -> Stream:
         """Return the buffer's stream, made to wait for all work in other streams that uses the memory."""

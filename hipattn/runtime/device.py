@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hipattn.errors import ArgumentError, PlatformError
 from hipattn.runtime import bindings
@@ -44,8 +44,6 @@ class Device:
     compute_units : int
     total_memory : int
         In bytes.
-    memory_pools : bool
-        Whether stream-ordered allocation is supported.
 
     Raises
     ------
@@ -62,7 +60,7 @@ class Device:
     lds_bytes: int
     compute_units: int
     total_memory: int
-    memory_pools: bool
+    _pool: Any
 
     def __new__(cls, index: int = 0) -> Device:  # noqa: D102
         device = _devices.get(index)
@@ -93,17 +91,25 @@ class Device:
         self.lds_bytes = int(properties.sharedMemPerBlock)
         self.compute_units = int(properties.multiProcessorCount)
         self.total_memory = int(properties.totalGlobalMem)
-        self.memory_pools = bool(properties.memoryPoolsSupported)
-        if self.memory_pools:
-            self._keep_pool_memory()
+        self._pool = None
+        if properties.memoryPoolsSupported:
+            # By default the pool gives all back at each synchronisation; keep what was freed.
+            failed, pool = bindings.hip.hipDeviceGetDefaultMemPool(index)
+            threshold = bindings.hip.hipMemPoolAttr.hipMemPoolAttrReleaseThreshold
+            if not failed and not bindings.hip.hipMemPoolSetAttribute(pool, threshold, ctypes.c_uint64(2**64 - 1))[0]:
+                self._pool = pool
         return self
 
-    def _keep_pool_memory(self) -> None:
-        """Let the memory pool keep what was freed: by default it gives all back at each synchronisation."""
-        pool = check(bindings.hip.hipDeviceGetDefaultMemPool(self.index), "hipDeviceGetDefaultMemPool")
-        threshold = ctypes.c_uint64(2**64 - 1)
-        attribute = bindings.hip.hipMemPoolAttr.hipMemPoolAttrReleaseThreshold
-        check(bindings.hip.hipMemPoolSetAttribute(pool, attribute, threshold), "hipMemPoolSetAttribute")
+    @property
+    def memory_pools(self) -> bool:
+        """Whether allocation is ordered by streams."""
+        return self._pool is not None
+
+    def trim(self) -> None:
+        """Give device memory that hipattn has freed, but keeps for later, back to the system."""
+        if self._pool is not None:
+            self.sync()
+            check(bindings.hip.hipMemPoolTrimTo(self._pool, 0), "hipMemPoolTrimTo")
 
     @staticmethod
     def count() -> int:

@@ -62,7 +62,7 @@ class LaunchConfig:
     Raises
     ------
     ArgumentError
-        A size is not a positive integer, or a block has more than 1024 threads.
+        A size is not a positive integer, a block has more than 1024 threads, or a dimension 2^32 or more.
     """
 
     grid: Dim3
@@ -75,6 +75,8 @@ class LaunchConfig:
         threads = self.block[0] * self.block[1] * self.block[2]
         if threads > 1024:
             raise ArgumentError(f"block is {block!r}, {threads} threads; a block has at most 1024")
+        if any(blocks * size >= 2**32 for blocks, size in zip(self.grid, self.block, strict=True)):
+            raise ArgumentError(f"grid is {grid!r} of blocks {block!r}; a dimension has fewer than 2^32 threads")
         if shmem_size < 0:
             raise ArgumentError(f"shmem_size is {shmem_size}; it takes 0 or more bytes")
         object.__setattr__(self, "shmem_size", shmem_size)
@@ -118,17 +120,12 @@ class Kernel:
         status = bindings.hip.hipModuleLaunchKernel(
             self._function, *grid, *block, config.shmem_size, stream.native, None, arguments.extra
         )[0]
+        call = "hipModuleLaunchKernel"
         if not status and stream.sync_each:
+            call = "hipStreamSynchronize"
             status = bindings.hip.hipStreamSynchronize(stream.native)[0]
         if status:
-            raise bindings.failure(
-                status,
-                "hipModuleLaunchKernel",
-                kernel=self.name,
-                grid=grid,
-                block=block,
-                lds=config.shmem_size,
-            )
+            raise bindings.failure(status, call, kernel=self.name, grid=grid, block=block, lds=config.shmem_size)
 
     def attribute(self, name: str) -> int:
         """Return an attribute that the runtime knows, for example ``"NUM_REGS"`` or ``"SHARED_SIZE_BYTES"``."""
@@ -193,8 +190,10 @@ class Module:
         """Unload the module, after the device's work. Closing twice does nothing."""
         native, self._native = self._native, None
         if native is not None:
-            self.device.sync()
-            check(bindings.hip.hipModuleUnload(native), "hipModuleUnload")
+            try:
+                self.device.sync()
+            finally:
+                check(bindings.hip.hipModuleUnload(native), "hipModuleUnload")
 
     def __enter__(self) -> Module:
         return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hipattn import ArgumentError, DeviceTensor, HipAttentionKernels, Stream
+from hipattn import ArgumentError, Device, DeviceTensor, HipAttentionKernels, HipError, Stream
 from hipattn.attn import reference
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
@@ -132,8 +133,6 @@ def test_host_arrays_are_refused_by_the_pipeline(stream: Stream) -> None:
 
 
 def test_tensors_of_another_device_are_refused() -> None:
-    from hipattn import Device
-
     if Device.count() < 2:
         pytest.skip("needs two devices")
     with Stream(Device(0)) as first, Stream(Device(1)) as second:
@@ -141,3 +140,56 @@ def test_tensors_of_another_device_are_refused() -> None:
         (other,) = upload(second, qkv()[1])
         with pytest.raises(ArgumentError, match="k is on device 1"):
             HipAttentionKernels(Device(0)).compute_attention(q, other, v, stream=first)
+
+
+def test_scratch_memory_is_kept_for_four_streams_at_most(device: Device) -> None:
+    before, _ = live()
+    streams: list[Stream] = []
+    with HipAttentionKernels(device) as kernels:
+        for n in range(12):
+            streams.append(Stream(device))
+            out = kernels.compute_attention(*upload(streams[-1], *qkv()), stream=streams[-1])
+            del out
+            gc.collect()
+            assert live()[0] - before <= 4
+            if n % 2:
+                streams[-1].close()
+    for stream in streams:
+        stream.close()
+
+
+def test_a_longer_cache_keeps_the_scratch_memory_of_the_stream(stream: Stream) -> None:
+    q, k, v = upload(stream, *qkv(batch=1, seq_q=1, seq_k=200))
+    with HipAttentionKernels(stream.device) as kernels:
+        kernels.compute_attention(q, k[:, :100], v[:, :100], stream=stream).buffer.close()
+        with bindings.record() as calls:
+            for length in range(101, 200):
+                kernels.compute_attention(q, k[:, :length], v[:, :length], stream=stream).buffer.close()
+        assert [name for name, _ in calls].count("hipMallocAsync") <= 99 + 2
+
+
+def test_a_stage_that_was_queued_is_not_computed_again(
+    fail: Any, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIPATTN_FALLBACK", "cpu")
+    monkeypatch.setenv("HIPATTN_SYNC", "1")
+    with Stream(stream.device) as checked, HipAttentionKernels(stream.device) as kernels:
+        (x,) = upload(checked, np.full(100, 2, np.float32))
+        with fail("hipStreamSynchronize:1"), pytest.raises(HipError, match="hipStreamSynchronize"):
+            kernels.scale_inplace(x, 3, stream=checked)
+        assert not kernels.fallbacks
+        assert_close(x.numpy(), np.full(100, 6))
+
+
+def test_an_output_that_overlaps_itself_is_refused(stream: Stream) -> None:
+    q, k, v = upload(stream, *qkv())
+    out = DeviceTensor(q.buffer, q.shape, q.dtype, (q.strides[0], q.strides[1], 1, 1))
+    with pytest.raises(ArgumentError, match=r"out has shape .* overlap"):
+        HipAttentionKernels(stream.device).compute_attention(q, k, v, out=out, stream=stream)
+
+
+@pytest.mark.parametrize("scale", ["0.5", [1]])
+def test_a_scale_that_is_no_number_is_refused(stream: Stream, scale: Any) -> None:
+    with bindings.record() as calls, pytest.raises(ArgumentError, match="scale is"):
+        HipAttentionKernels(stream.device).compute_attention(*upload(stream, *qkv()), scale=scale, stream=stream)
+    assert not [name for name, _ in calls if "Launch" in name]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hipattn import Device
+from hipattn import CompileError, Device
 from hipattn.compiler import loader, specialise
 from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.specialise import Specialisation
@@ -75,3 +75,18 @@ def test_threads_that_want_the_same_kernel_share_it(device: Device) -> None:
 def test_each_device_has_its_own() -> None:
     kernels = [loader.load(FILL, Device(index)) for index in range(2)]
     assert [kernel.module.device.index for kernel in kernels] == [0, 1]
+
+
+def test_a_kernel_that_does_not_compile_is_compiled_once_and_its_errors_are_new(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_failed", {})
+    (tmp_path / "fill.hip").write_text("nonsense\n")
+    errors = []
+    with bindings.record() as calls:
+        for _ in range(3):
+            with pytest.raises(CompileError, match="nonsense") as caught:
+                loader.load(FILL, device)
+            errors.append(caught.value)
+    assert count(calls, "hiprtcCompileProgram") == 1
+    assert len({id(error) for error in errors}) == 3

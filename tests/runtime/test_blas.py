@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hipattn import ArgumentError, Blas, ClosedError, Device, DeviceTensor, Stream
+from hipattn import ArgumentError, Blas, ClosedError, Device, DeviceTensor, PlatformError, Stream
 from hipattn.runtime import bindings
 from hipattn.runtime.blas import Matrices, Product
 from hipattn.tensor import BFLOAT16, FLOAT16, FLOAT32
@@ -214,3 +214,34 @@ def test_a_stream_of_another_device_or_a_closed_one_is_refused(device: Device) -
             pytest.raises(ArgumentError, match=f"stream is on device {other.index}"),
         ):
             Blas.of(device).handle(stream)
+
+
+def test_a_handle_orders_the_streams_that_share_it(device: Device) -> None:
+    handle = Blas(device)
+    with Stream(device) as first, Stream(device) as second:
+        handle.handle(first)
+        with bindings.record() as calls:
+            handle.handle(first)
+            assert not [name for name, _ in calls if "Wait" in name or "SetStream" in name]
+            handle.handle(second)
+        names = [name for name, _ in calls if name in ("hipStreamWaitEvent", "hipblasSetStream")]
+        assert names == ["hipStreamWaitEvent", "hipblasSetStream"]
+        handle.close()
+
+
+def test_a_handle_makes_its_device_current() -> None:
+    if Device.count() < 2:
+        pytest.skip("needs two devices")
+    handle = Blas(Device(1))
+    with Stream(Device(1)) as stream:
+        handle.handle(stream)
+        Device(0).use()
+        handle.handle(stream)
+        assert bindings.hip.hipGetDevice()[1] == 1
+        handle.close()
+
+
+def test_a_hipblas_before_rocm_7_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bindings.hip, "hipRuntimeGetVersion", lambda: (0, 60_443_000))
+    with pytest.raises(PlatformError, match=r"HIP 6.4 is too old"):
+        Blas()

@@ -224,3 +224,12 @@ def test_a_collected_buffer_leaves_the_current_device() -> None:
     del buffer
     gc.collect()
     assert bindings.hip.hipGetDevice()[1] == 0
+
+
+def test_another_stream_waits_for_the_allocation_once(device: Device) -> None:
+    with Stream(device) as own, Stream(device) as other, DeviceBuffer(16, own) as buffer:
+        with bindings.record() as calls:
+            buffer.used_on(own)
+            buffer.used_on(other)
+            buffer.used_on(other)
+        assert names(calls).count("hipStreamWaitEvent") == 1
