@@ -16,6 +16,7 @@ log = logging.getLogger("hipattn")
 
 _MAGIC = b"hipattn1"
 _DIGEST_BYTES = 32
+_NEW = ".new-"  # how a file's name begins while it is written
 
 
 class DiskCache:
@@ -62,7 +63,7 @@ class DiskCache:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_NEW)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(_MAGIC + hashlib.sha256(body).digest() + body)
@@ -74,6 +75,10 @@ class DiskCache:
             if not DiskCache._warned:
                 DiskCache._warned = True
                 log.warning("compiled kernels are not kept: %s", error)
+
+    def files(self) -> list[Path]:
+        """Return the files that hold what was put here."""
+        return sorted(path for path in self.folder.glob("??/*") if not path.name.startswith(_NEW))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key[2:]

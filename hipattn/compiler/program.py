@@ -14,7 +14,7 @@ from hipattn.errors import CompileError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 
-__all__ = ["CodeObject", "Program", "compiler_version"]
+__all__ = ["CodeObject", "Program", "compiler_version", "hiprtc_version"]
 
 _OPTIONS = ("-std=c++17", "-O3")
 
@@ -45,8 +45,14 @@ class CodeObject:
 def compiler_version() -> str:
     """Identify the compiler: the platform, its build, and hiprtc's version."""
     platform = bindings.platform()
+    return f"{platform.name}:{platform.fingerprint}:{hiprtc_version()}"
+
+
+def hiprtc_version() -> str:
+    """Return the version that hiprtc gives itself: "9.0"."""
+    bindings.platform()
     major, minor = check(bindings.hiprtc.hiprtcVersion(), "hiprtcVersion")
-    return f"{platform.name}:{platform.fingerprint}:{major}.{minor}"
+    return f"{major}.{minor}"
 
 
 class Program:

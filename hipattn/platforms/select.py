@@ -34,11 +34,14 @@ class Platform:
         Short name ("amdhip64") → the library to open. What is not in it is found as hip-python finds it.
     fingerprint : str
         Changes when the platform compiles differently: part of the compile cache's key.
+    reason : str
+        Why it was chosen.
     """
 
     name: str
     libraries: Mapping[str, Path] = field(default_factory=dict)
     fingerprint: str = ""
+    reason: str = ""
 
     @property
     def simulated(self) -> bool:
@@ -62,17 +65,22 @@ def choose(find_rocm_library: FindLibrary) -> Platform:
         The platform that was asked for cannot be used; the message says what is missing.
     """
     wanted = config.get("HIPATTN_PLATFORM")
+    named, problem = f"HIPATTN_PLATFORM is {wanted}", ""
     if wanted in ("auto", "amd"):
         problem = _missing_library(find_rocm_library)
         if not problem and wanted == "auto":
             problem = _missing_device(find_rocm_library)
         if not problem:
-            return Platform("amd", fingerprint=_identity(rocm_library(find_rocm_library, "hiprtc")))
+            fingerprint = _identity(rocm_library(find_rocm_library, "hiprtc"))
+            return Platform("amd", {}, fingerprint, "ROCm finds an AMD GPU" if wanted == "auto" else named)
         if wanted == "amd":
-            raise PlatformError(f"HIPATTN_PLATFORM is amd, but {problem}")
+            raise PlatformError(f"{named}, but {problem}")
         log.warning("%s; using the cpu platform, which simulates one (slow, for development)", problem)
-    libraries = cpu.libraries()
-    return Platform("cpu", libraries, fingerprint=cpu.fingerprint(libraries))
+    try:
+        libraries = cpu.libraries()
+    except PlatformError as error:
+        raise PlatformError(f"{problem}; {error}" if problem else str(error)) from error
+    return Platform("cpu", libraries, cpu.fingerprint(libraries), problem or named)
 
 
 # The versions in the names that ROCm 7 and 6 install. The plain name is a distribution's development package.
