@@ -1,0 +1,50 @@
+"""What AMD's compiler makes of every kernel on every architecture: ``python scripts/isa_report.py --json FILE``.
+
+Each kernel that the library asks for by default is compiled and its machine code read: registers, LDS, occupancy,
+and the instructions of its hottest loop. It needs ROCm's compiler and llvm-objdump, and no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from hipattn import HipattnError
+from hipattn.cli import report
+from hipattn.cli.compiler import require_compiler
+from hipattn.cli.output import console
+
+ARCHS = (
+    *("gfx906", "gfx908", "gfx90a", "gfx942", "gfx950"),
+    *("gfx1030", "gfx1100", "gfx1151", "gfx1200", "gfx1201"),
+)
+
+
+def main() -> None:
+    """Compile, analyse and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", default="*", help="attention_softmax, or a pattern of forms (default: all)")
+    parser.add_argument("--arch", action="append", help=f"may be given several times (default: {' '.join(ARCHS)})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    arguments = parser.parse_args()
+    wanted = [(s, arch) for arch in arguments.arch or ARCHS for s in report.select(arguments.kernel, arch)]
+    require_compiler()
+    with ProcessPoolExecutor() as pool:  # compilations in one process wait for each other
+        measured = pool.map(report.measure, *zip(*wanted, strict=True))
+        rows = list(track(measured, "compiling", len(wanted), console=Console(stderr=True)))
+    report.show(rows, console())
+    if arguments.json:
+        arguments.json.write_text(json.dumps([row.facts() for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HipattnError as error:
+        sys.exit(f"isa_report: {error}")
