@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -35,7 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = [(s, arch) for arch in arguments.arch or ARCHS for s in report.select(arguments.kernel, arch)]
     require_compiler()
-    with ProcessPoolExecutor() as pool:  # compilations in one process wait for each other
+    # Processes, because compilations in one wait for each other; spawned, because ROCm is loaded in this one.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         measured = pool.map(report.measure, *zip(*wanted, strict=True))
         rows = list(track(measured, "compiling", len(wanted), console=Console(stderr=True)))
     report.show(rows, console())
