@@ -51,7 +51,7 @@ SIMULATED_ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 
 
 def _archs(text: str) -> tuple[str, ...]:
-    archs = tuple(text.split(","))
+    archs = tuple(arch.strip() for arch in text.split(","))
     if not set(archs) <= set(SIMULATED_ARCHS):
         raise ValueError
     return archs
@@ -159,5 +159,5 @@ def get(name: str) -> Any:
 
 def cache_dir() -> Path:
     """Return the directory for everything hipattn keeps between runs. It may not exist yet."""
-    chosen = get("HIPATTN_CACHE_DIR")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("hipattn", appauthor=False))
+    folder = get("HIPATTN_CACHE_DIR") or platformdirs.user_cache_dir("hipattn", appauthor=False)
+    return Path(folder).expanduser().absolute()

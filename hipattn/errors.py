@@ -69,6 +69,9 @@ class HipError(HipattnError, RuntimeError):
         self.name = name
         self.call = call
 
+    def __reduce__(self) -> tuple[type[HipError], tuple[int, str, str, str]]:
+        return type(self), (self.status, self.name, self.call, str(self))
+
 
 class CodeObjectError(HipattnError, RuntimeError):
     """A code object is damaged, or what it holds is not what is to be launched."""
@@ -98,3 +101,6 @@ class CompileError(HipattnError, RuntimeError):
         super().__init__(
             f"{name} does not compile\n{log.strip()}\n\noptions: {' '.join(self.options)}\n\nsource:\n{numbered}"
         )
+
+    def __reduce__(self) -> tuple[type[CompileError], tuple[str, str, tuple[str, ...], str]]:
+        return type(self), (self.name, self.log, self.options, self.source)

@@ -39,6 +39,12 @@ def borrow(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer
     ArgumentError
         The array is on another device or another platform's, or its dtype or strides are not accepted.
     """
+    if obj is None or isinstance(obj, str | bytes | dict):
+        raise ArgumentError(f"{argument} is {'None' if obj is None else type(obj).__name__}; it takes an array")
+    if isinstance(obj, np.ma.MaskedArray):
+        raise ArgumentError(f"{argument} is a masked array; it takes one without a mask (its .filled())")
+    if getattr(obj, "is_neg", bool)():  # torch's lazy minus sign, which DLPack does not carry
+        raise ArgumentError(f"{argument} is a tensor with torch's negative bit; it takes its resolve_neg()")
     if hasattr(obj, "__dlpack_device__") and not isinstance(obj, np.ndarray):
         return _from_dlpack(obj, stream, argument)
     if hasattr(obj, "__cuda_array_interface__"):
@@ -95,7 +101,7 @@ def _capsule(obj: Any, argument: str, **stream: int) -> Any:
             return obj.__dlpack__(max_version=(1, 0), **stream)
         except TypeError:  # a producer older than DLPack 1.0
             return obj.__dlpack__(**stream)
-    except (BufferError, RuntimeError) as error:
+    except (BufferError, RuntimeError, ValueError) as error:
         raise ArgumentError(f"{argument}, a {type(obj).__name__}, cannot be exported: {error}") from error
 
 

@@ -295,6 +295,15 @@ class DeviceTensor:
             offset += (at % size) * step
         return self._view(tuple(shape), tuple(strides), offset)
 
+    def shares_memory(self, other: DeviceTensor) -> bool:
+        """Return whether an element of this tensor is one of the other's too. In doubt it is."""
+        if self.buffer is not other.buffer and self.buffer._owned and other.buffer._owned:
+            return False
+        try:
+            return bool(np.shares_memory(_addresses(self), _addresses(other), max_work=10_000))  # type: ignore[arg-type]
+        except np.exceptions.TooHardError:
+            return True
+
     def transpose(self, *axes: int) -> DeviceTensor:
         """Return a view with the axes in this order.
 
@@ -448,3 +457,22 @@ def _copy_and_wait(to: int, source: int, nbytes: int, kind: str, stream: Stream)
     result = bindings.hip.hipMemcpyAsync(to, source, nbytes, which, native)
     check(result, "hipMemcpyAsync", kind=kind, bytes=nbytes)
     check(bindings.hip.hipStreamSynchronize(native), "hipStreamSynchronize", after=f"copying {nbytes} bytes")
+
+
+class _Addresses:
+    """Where a tensor's elements are, for NumPy, which must not read them."""
+
+    def __init__(self, tensor: DeviceTensor) -> None:
+        size = tensor.dtype.itemsize
+        strides = tuple(step * size for step in tensor.strides)
+        self.__array_interface__ = {
+            "shape": tensor.shape,
+            "strides": strides,
+            "typestr": f"|V{size}",
+            "data": (tensor.pointer, True),
+            "version": 3,
+        }
+
+
+def _addresses(tensor: DeviceTensor) -> npt.NDArray[Any]:
+    return np.asarray(_Addresses(tensor))

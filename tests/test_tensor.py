@@ -415,7 +415,7 @@ def test_torch_errors_are_named() -> None:
         (np.zeros(3, int), "v is int64"),
         ([[1], [1, 2]], "v is no array"),
         ("text", "v is str"),
-        (None, "v is object"),
+        (None, "v is None"),
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hipattn.arguments import boolean, instance, number
 from hipattn.attn.staged import HipAttentionKernels, check_shapes
 from hipattn.errors import ArgumentError
 from hipattn.runtime.device import Device
@@ -75,8 +76,9 @@ def attention(
     Returns
     -------
     out
-        [batch, seq_q, heads_q, value_dim] of q's dtype, where q is and of q's library: NumPy, torch, CuPy, otherwise
-        a `DeviceTensor`.
+        [batch, seq_q, heads_q, value_dim] of q's dtype, where q is. In host memory: of torch for torch, otherwise of
+        NumPy. On the device: of torch or CuPy for theirs, otherwise a `DeviceTensor`. Gradients are not computed:
+        tensors that require them are refused.
     lse
         With `return_lse`: [batch, heads_q, seq_q], float32, likewise.
 
@@ -84,11 +86,21 @@ def attention(
     ------
     ArgumentError
         An argument does not fit; nothing was allocated or launched for the computation.
+    ClosedError
+        A tensor's memory was freed.
+    PlatformError
+        No platform can be used on this machine.
     HipError, CompileError
         The computation fails.
     """
+    causal = boolean("causal", causal)
+    scale = None if scale is None else number("scale", scale)
+    if stream is not None:
+        instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
     found = {n: in_place(a, stream=stream, argument=n) for n, a in (("q", q), ("k", k), ("v", v))}
     *sizes, value_dim = check_shapes(*found.values(), layout=layout)
+    if out is not None and not hasattr(out, "dtype"):
+        raise ArgumentError(f"out is {type(out).__name__}; it takes an array")
     target = None if out is None else in_place(out, stream=stream, argument="out")
     host = isinstance(found["q"], np.ndarray)
     if target is not None:
@@ -123,5 +135,7 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], host: boo
     if isinstance(out, np.ndarray) != host:
         places = ("in host memory", "on the device")
         raise ArgumentError(f"out is {places[host]}; q is {places[not host]}, and out must be where q is")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ArgumentError("out is read-only; it takes an array that can be written")
     if out.shape != shape or out.dtype != dtype:
         raise ArgumentError(f"out is {out.dtype} {out.shape}; it takes {dtype} {shape}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy.typing as npt
 
-from hipattn.errors import ArgumentError, CacheFullError
+from hipattn.arguments import instance, integer
+from hipattn.errors import ArgumentError, CacheFullError, ClosedError
 from hipattn.kernels import kv_append
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import BFLOAT16, DeviceTensor
@@ -49,18 +50,10 @@ class KVCache:
         dtype: npt.DTypeLike = BFLOAT16,
         stream: Stream | None = None,
     ) -> None:
-        value_dim = head_dim if value_dim is None else value_dim
-        sizes = {
-            "layers": layers,
-            "batch": batch,
-            "capacity": capacity,
-            "heads_kv": heads_kv,
-            "head_dim": head_dim,
-            "value_dim": value_dim,
-        }
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ArgumentError(f"{name} is {size!r}; it takes an integer of 1 or more")
+        layers, batch = integer("layers", layers, 1), integer("batch", batch, 1)
+        capacity, heads_kv = integer("capacity", capacity, 1), integer("heads_kv", heads_kv, 1)
+        head_dim = integer("head_dim", head_dim, 1)
+        value_dim = head_dim if value_dim is None else integer("value_dim", value_dim, 1)
         self.batch, self.capacity, self.heads_kv = batch, capacity, heads_kv
         self.head_dim, self.value_dim = head_dim, value_dim
         rows = (layers, batch, capacity, heads_kv)
@@ -77,6 +70,11 @@ class KVCache:
     def layers(self) -> int:
         """Number of layers."""
         return len(self._lengths)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was freed."""
+        return bool(self._keys.buffer.closed)
 
     @property
     def nbytes(self) -> int:
@@ -116,8 +114,10 @@ class KVCache:
     def check(self, layer: int, k: DeviceTensor, v: DeviceTensor) -> None:
         """Check that `append` would take these tensors, and raise what it would raise."""
         length = self.length(layer)
-        _ = self._keys.pointer  # raises if the cache is closed
+        if self.closed:
+            raise ClosedError("the KV cache is closed")
         for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
+            instance(name, tensor, DeviceTensor)
             wanted = (self.batch, k.shape[1] if k.ndim == 4 else "tokens", self.heads_kv, size)
             if tensor.shape != wanted:
                 raise ArgumentError(f"{name} has shape {tensor.shape}; the cache takes {wanted}")
@@ -136,6 +136,8 @@ class KVCache:
         Later appends do not move them; they do not lengthen the views either.
         """
         length = self._lengths[self._layer(layer)]
+        if self.closed:
+            raise ClosedError("the KV cache is closed")
         return self._keys[layer, :, :length], self._values[layer, :, :length]
 
     def reset(self) -> None:
@@ -150,7 +152,7 @@ class KVCache:
         ArgumentError
             `length` is negative or more than the layer holds.
         """
-        if not 0 <= length <= self.length(layer):
+        if integer("length", length) > self.length(layer):
             raise ArgumentError(f"length is {length}; layer {layer} holds {self.length(layer)} tokens")
         self._lengths[layer] = length
 
@@ -166,10 +168,11 @@ class KVCache:
         self.close()
 
     def _layer(self, layer: int) -> int:
-        if not isinstance(layer, int) or not 0 <= layer < self.layers:
+        if integer("layer", layer) >= self.layers:
             raise ArgumentError(f"layer is {layer!r}; the cache has layers 0 to {self.layers - 1}")
-        return layer
+        return int(layer)
 
     def __repr__(self) -> str:
         held = f"{min(self._lengths)}-{max(self._lengths)}" if len(set(self._lengths)) > 1 else f"{self._lengths[0]}"
-        return f"<KVCache {self.layers} layers, {held} of {self.capacity} tokens, {self.dtype.name}>"
+        state = "closed, " if self.closed else ""
+        return f"<KVCache {state}{self.layers} layers, {held} of {self.capacity} tokens, {self.dtype.name}>"

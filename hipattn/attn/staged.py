@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hipattn import config
+from hipattn.arguments import boolean, instance, number
 from hipattn.attn import reference
 from hipattn.attn.kv_cache import KVCache
 from hipattn.errors import ArgumentError, CodeObjectError, CompileError, HipError
@@ -83,7 +84,7 @@ class HipAttentionKernels:
     )
 
     def __init__(self, device: Device | None = None) -> None:
-        self.device = device or Device(0)
+        self.device = Device.of(device)
         self.fallbacks: Counter[str] = Counter()
         self._fall_back = config.get("HIPATTN_FALLBACK") == "cpu"
         self._warned: set[str] = set()
@@ -112,9 +113,9 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = stream or self.device.default_stream
-        product = _qk_product(*_facts(q), *_facts(k), *_facts(scores))
+        stream = self._stream(stream)
         check_device(stream, q=q, k=k, scores=scores)
+        product = _qk_product(*_facts(q), *_facts(k), *_facts(scores))
 
         def on_gpu() -> None:
             _multiply(product, q, k, scores, stream)
@@ -144,7 +145,7 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = stream or self.device.default_stream
+        stream, factor = self._stream(stream), number("factor", factor)
         self._stage(
             "scale_inplace",
             lambda: scale.launch(scores, factor, stream=stream),
@@ -168,7 +169,7 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = stream or self.device.default_stream
+        stream = self._stream(stream)
 
         def on_cpu() -> None:
             seen = reference.causal_mask(*scores.shape[-2:])
@@ -204,7 +205,7 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = stream or self.device.default_stream
+        stream = self._stream(stream)
         target = scores if weights is None else weights
 
         def on_cpu() -> None:
@@ -247,9 +248,9 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = stream or self.device.default_stream
-        product = _weighted_v_product(*_facts(weights), *_facts(v), *_facts(out))
+        stream = self._stream(stream)
         check_device(stream, weights=weights, v=v, out=out)
+        product = _weighted_v_product(*_facts(weights), *_facts(v), *_facts(out))
 
         def on_gpu() -> None:
             _multiply(product, weights, v, out, stream)
@@ -320,22 +321,23 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = stream or self.device.default_stream
-        past = cache.length(layer) if cache is not None else 0
-        for name, tensor in (("q", q), ("k", k), ("v", v)):
-            if not isinstance(tensor, DeviceTensor):
-                raise ArgumentError(f"{name} is {type(tensor).__name__}; it takes a DeviceTensor")
+        stream = self._stream(stream)
+        causal = boolean("causal", causal)
+        past = 0 if cache is None else instance("cache", cache, KVCache).length(layer)
         shape = check_shapes(q, k, v, layout=layout, past=past)
         check_device(stream, q=q, k=k, v=v)
         batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
-        elif not isinstance(scale, int | float | np.floating):
-            raise ArgumentError(f"scale is {scale!r}; it takes a number")
+        else:
+            scale = number("scale", scale)
         wanted = _laid_out(layout, batch, heads_q, seq_q, value_dim)
         if out is not None:
             _check_tensor("out", out, wanted, q.dtype)
             check_device(stream, out=out)
+            for name, tensor in (("v", v), *((("cache", cache.view(layer)[1]),) if cache is not None else ())):
+                if out.shares_memory(tensor):
+                    raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
         if lse is not None:
             _check_tensor("lse", lse, (batch, heads_q, seq_q), FLOAT32)
             check_device(stream, lse=lse)
@@ -381,6 +383,11 @@ class HipAttentionKernels:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _stream(self, stream: Stream | None) -> Stream:
+        if stream is None:
+            return self.device.default_stream
+        return instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
 
     def _score_tensors(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream
@@ -482,6 +489,7 @@ def _as(layout: str, wanted: str, tensor: DeviceTensor) -> DeviceTensor:
 
 
 def _check_tensor(name: str, tensor: DeviceTensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    instance(name, tensor, DeviceTensor)
     if tensor.shape != shape or tensor.dtype != dtype:
         raise ArgumentError(f"{name} is {tensor.dtype.name} {tensor.shape}; it takes {dtype.name} {shape}")
     if tensor.shape[-1] > 1 and tensor.strides[-1] != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from hipattn.arguments import instance
 from hipattn.errors import ArgumentError
 from hipattn.runtime.module import LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -117,7 +118,7 @@ def power_of_two(least: int) -> int:
 
 
 def check_device(stream: Stream, **tensors: DeviceTensor) -> None:
-    """Check that the tensors are on the stream's device.
+    """Check that these are tensors on the stream's device.
 
     Raises
     ------
@@ -125,5 +126,5 @@ def check_device(stream: Stream, **tensors: DeviceTensor) -> None:
         One is not; the message names it.
     """
     for name, tensor in tensors.items():
-        if tensor.device is not stream.device:
+        if instance(name, tensor, DeviceTensor).device is not stream.device:
             raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {stream.device.index}")

@@ -78,23 +78,25 @@ def build(platform: str, libraries: Sequence[Library], inputs: Sequence[Path]) -
     Raises
     ------
     PlatformError
-        The compiler is missing or fails.
+        The compiler is missing or fails, or the cache cannot be written.
     """
     command = compiler()
     digest = hashlib.sha256(repr((command, FLAGS)).encode())
     for path in sorted(inputs):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = config.cache_dir() / "platforms" / f"{platform}-{digest.hexdigest()[:20]}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(str(folder) + ".lock"):
-            if not folder.is_dir():
-                print(
-                    f"hipattn: compiling the {platform} platform's libraries, once",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                _compile(command, libraries, folder)
+    try:
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(str(folder) + ".lock"):
+                if not folder.is_dir():
+                    print(f"hipattn: compiling the {platform} platform's libraries, once", file=sys.stderr, flush=True)
+                    _compile(command, libraries, folder)
+    except OSError as error:
+        raise PlatformError(
+            f"the {platform} platform's libraries cannot be kept in {folder.parent}: {error}; HIPATTN_CACHE_DIR names "
+            "another directory"
+        ) from error
     return {library.soname: folder / library.soname for library in libraries}
 
 

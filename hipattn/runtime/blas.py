@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from hipattn.errors import ArgumentError, PlatformError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
-from hipattn.runtime.release import release
+from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
 __all__ = ["Blas", "Matrices", "Product"]
@@ -162,7 +161,7 @@ def _offsets(batches: list[_Batch], itemsizes: tuple[int, int, int]) -> list[tup
     return offsets
 
 
-class Blas:
+class Blas(Owned):
     """A hipBLAS handle of one device. Not for use by two threads at once; `Blas.of` gives each thread its own.
 
     Raises
@@ -178,7 +177,7 @@ class Blas:
     def __init__(self, device: Device | None = None) -> None:
         self._native: Any = None
         self._stream: Stream | None = None
-        self.device = device or Device(0)
+        self.device = Device.of(device)
         version = check(bindings.hip.hipRuntimeGetVersion(), "hipRuntimeGetVersion")
         if version < _HIP_7:
             raise PlatformError(
@@ -212,13 +211,14 @@ class Blas:
             self._stream = stream
         return self._native
 
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was destroyed."""
+        return self._native is None
+
     def close(self) -> None:
         """Destroy the handle. Closing twice does nothing."""
         native, self._native = self._native, None
         if native is not None:
             self.device.use()
             check(bindings.hipblas.hipblasDestroy(native), "hipblasDestroy")
-
-    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
-        if getattr(self, "_native", None) is not None:
-            release(self.close)

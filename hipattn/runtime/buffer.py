@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from hipattn.errors import ArgumentError, ClosedError, HipError
+from hipattn.arguments import integer
+from hipattn.errors import ClosedError, HipError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
-from hipattn.runtime.release import release
+from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
 __all__ = ["DeviceBuffer", "live"]
@@ -24,7 +24,7 @@ def live() -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-class DeviceBuffer:
+class DeviceBuffer(Owned):
     """A piece of device memory. It frees itself once: when closed, when its context ends, or when collected.
 
     Allocation is ordered by a stream: the memory may be used in `stream` at once, and in other streams after
@@ -57,8 +57,7 @@ class DeviceBuffer:
         self._pointer = 0
         self._owned = False
         self.closed = True  # until there is something to close
-        if not isinstance(nbytes, int) or nbytes < 0:
-            raise ArgumentError(f"nbytes is {nbytes!r}; it takes an integer of 0 or more")
+        nbytes = integer("nbytes", nbytes)
         self.stream = stream or Device(0).default_stream
         self.device = self.stream.device
         self.nbytes = nbytes
@@ -78,7 +77,10 @@ class DeviceBuffer:
         pools = self.device.memory_pools
         result = hip.hipMallocAsync(nbytes, native) if pools else hip.hipMalloc(nbytes)
         if result[0]:
-            free, total = self.device.memory()
+            try:
+                free, total = self.device.memory()
+            except HipError:
+                free = total = -1  # not known
             call = "hipMallocAsync" if pools else "hipMalloc"
             buffers, owned = live()
             raise bindings.failure(
@@ -178,16 +180,6 @@ class DeviceBuffer:
                 pass  # a stream of another library may be gone; hipFree frees all the same
         # hipFree waits for all work of the device.
         check(bindings.hip.hipFree(pointer), "hipFree", bytes=self.nbytes)
-
-    def __enter__(self) -> DeviceBuffer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
-        if not getattr(self, "closed", True):
-            release(self.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._pointer:#x}"

@@ -7,6 +7,7 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from hipattn.arguments import integer
 from hipattn.errors import ArgumentError, PlatformError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
@@ -63,8 +64,9 @@ class Device:
     _pool: Any
 
     def __new__(cls, index: int = 0) -> Device:  # noqa: D102
-        device = _devices.get(index)
+        device = _devices.get(index) if type(index) is int else None
         if device is None:
+            index = integer("index", index, -(2**31))
             with _lock:
                 device = _devices.get(index) or cls._open(index)
                 _devices[index] = device
@@ -110,6 +112,17 @@ class Device:
         if self._pool is not None:
             self.sync()
             check(bindings.hip.hipMemPoolTrimTo(self._pool, 0), "hipMemPoolTrimTo")
+
+    @classmethod
+    def of(cls, device: Device | int | None) -> Device:
+        """Return a device from what names it: itself, its index, or None for device 0.
+
+        Raises
+        ------
+        ArgumentError
+            It is something else, or there is no such device.
+        """
+        return device if isinstance(device, Device) else cls(integer("device", 0 if device is None else device))
 
     @staticmethod
     def count() -> int:

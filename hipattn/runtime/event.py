@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from hipattn.errors import ClosedError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
-from hipattn.runtime.release import release
+from hipattn.runtime.owned import Owned
 
 __all__ = ["Event"]
 
 
-class Event:
+class Event(Owned):
     """A point in a stream's work, set by `Stream.record`.
 
     ``end - start`` is the time between two recorded events in milliseconds; both must have completed.
@@ -29,10 +28,15 @@ class Event:
 
     def __init__(self, device: Device | None = None, *, timing: bool = True) -> None:
         self._native: Any = None
-        self.device = device or Device(0)
+        self.device = Device.of(device)
         self.device.use()
         flags = 0 if timing else bindings.hip.hipEventDisableTiming
         self._native = check(bindings.hip.hipEventCreateWithFlags(flags), "hipEventCreateWithFlags")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the event was destroyed."""
+        return self._native is None
 
     @property
     def native(self) -> Any:
@@ -70,13 +74,3 @@ class Event:
         native, self._native = self._native, None
         if native is not None:
             check(bindings.hip.hipEventDestroy(native), "hipEventDestroy")
-
-    def __enter__(self) -> Event:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
-        if getattr(self, "_native", None) is not None:
-            release(self.close)

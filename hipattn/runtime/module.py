@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from hipattn.errors import ArgumentError, ClosedError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
-from hipattn.runtime.release import release
+from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
 __all__ = ["Arguments", "Kernel", "LaunchConfig", "Module"]
@@ -136,7 +135,7 @@ class Kernel:
         return f"<Kernel {self.name}>"
 
 
-class Module:
+class Module(Owned):
     """A code object loaded on a device.
 
     Parameters
@@ -154,7 +153,7 @@ class Module:
 
     def __init__(self, image: bytes, device: Device | None = None) -> None:
         self._native: Any = None
-        self.device = device or Device(0)
+        self.device = Device.of(device)
         self.device.use()
         self._native = check(bindings.hip.hipModuleLoadData(image), "hipModuleLoadData", bytes=len(image))
 
@@ -194,13 +193,3 @@ class Module:
                 self.device.sync()
             finally:
                 check(bindings.hip.hipModuleUnload(native), "hipModuleUnload")
-
-    def __enter__(self) -> Module:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
-        if getattr(self, "_native", None) is not None:
-            release(self.close)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from hipattn import config
@@ -11,12 +10,12 @@ from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
 from hipattn.runtime.event import Event
-from hipattn.runtime.release import release
+from hipattn.runtime.owned import Owned
 
 __all__ = ["Stream"]
 
 
-class Stream:
+class Stream(Owned):
     """A queue of work on a device. Work in one stream runs in order; between streams, only events order it.
 
     Operations return before the device has done them: read results after `sync`.
@@ -39,7 +38,7 @@ class Stream:
         self._native: Any = None
         self._owned = False
         self.closed = True  # until there is something to close
-        self.device = device or Device(0)
+        self.device = Device.of(device)
         self._settings()
         self.device.use()
         # Non-blocking: not ordered with the null stream, which other libraries use.
@@ -55,7 +54,7 @@ class Stream:
         It must outlive the object, which never destroys it. 0 is the null stream.
         """
         self = cls.__new__(cls)
-        self.device = device or Device(0)
+        self.device = Device.of(device)
         self._settings()
         self._native = bindings.hip.ihipStream_t.fromObj(handle) if handle else None
         self._owned = False
@@ -133,19 +132,13 @@ class Stream:
             if self._owned:
                 check(bindings.hip.hipStreamDestroy(native), "hipStreamDestroy")
 
+    def __del__(self) -> None:
+        if getattr(self, "_owned", False):
+            super().__del__()
+
     def __cuda_stream__(self) -> tuple[int, int]:
         """Return (0, handle): the protocol that libraries exchange streams with."""
         return 0, self.handle
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self, release: Callable[[Callable[[], None]], None] = release) -> None:
-        if not getattr(self, "closed", True) and self._owned:
-            release(self.close)
 
     def __repr__(self) -> str:
         return "<Stream closed>" if self.closed else f"<Stream {self.handle:#x} on device {self.device.index}>"

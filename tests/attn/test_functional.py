@@ -134,3 +134,56 @@ def test_out_must_be_where_q_is(stream: Stream) -> None:
         hipattn.attention(q, k, v, out=on_device, stream=stream)
     with pytest.raises(ArgumentError, match="out is in host memory; q is on the device"):
         hipattn.attention(on_device, k, v, out=q, stream=stream)
+
+
+def test_out_may_not_share_memory_with_v(stream: Stream) -> None:
+    q, k, v = upload(stream, *qkv())
+    with pytest.raises(ArgumentError, match="out shares memory with v"):
+        hipattn.attention(q, k, v, out=v, stream=stream)
+    expected = hipattn.attention(q, k, v, stream=stream).numpy()
+    assert hipattn.attention(q, k, v, out=q, stream=stream).numpy().tobytes() == expected.tobytes()
+
+
+def test_out_beside_v_in_one_buffer(stream: Stream) -> None:
+    """Views whose address ranges interleave, as those of packed QKV do, share no element."""
+    rng = np.random.default_rng(0)
+    packed = rng.standard_normal((2, 20, 4, 3, 16)).astype(np.float32)
+    (tensor,) = upload(stream, packed)
+    q, k, v, out = (tensor[:, :, i] for i in range(4))
+    hipattn.attention(q, k, v, out=out, stream=stream)
+    arrays = [packed[:, :, i] for i in range(3)]
+    assert_close(out.numpy(), reference.attention(*arrays), atol=attention_bound(*arrays))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"causal": "false"}, "causal is 'false'; it takes True or False"),
+        ({"scale": float("nan")}, "scale is nan; it takes a finite number"),
+        ({"scale": 10**400}, "scale is 1000"),
+        ({"stream": 0}, "stream is int; it takes a Stream"),
+        ({"out": [1.0]}, "out is list; it takes an array"),
+        ({"q": np.ma.masked_array(qkv()[0])}, "q is a masked array"),
+    ],
+)
+def test_other_bad_arguments(changed: dict[str, Any], message: str) -> None:
+    q, k, v = qkv()
+    with bindings.record() as calls, pytest.raises(ArgumentError, match=message):
+        hipattn.attention(**({"q": q, "k": k, "v": v} | changed))
+    assert not [name for name, _ in calls if "Malloc" in name or "Launch" in name]
+
+
+def test_read_only_out_is_refused() -> None:
+    q, k, v = qkv()
+    out = np.zeros_like(q)
+    out.flags.writeable = False
+    with pytest.raises(ArgumentError, match="out is read-only"):
+        hipattn.attention(q, k, v, out=out)
+
+
+def test_torch_with_the_negative_bit_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.from_numpy(array) for array in qkv())
+    lazy = torch.complex(q, q).conj().imag
+    with pytest.raises(ArgumentError, match="negative bit"):
+        hipattn.attention(lazy, k, v)
