@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hipattn import PlatformError
+from hipattn import ConfigError, PlatformError
 from hipattn.platforms import cpu, select
 from hipattn.platforms.select import choose, rocm_library
 
@@ -68,3 +70,43 @@ def test_a_library_under_its_versioned_name_is_found(tmp_path: Path) -> None:
     assert rocm_library(find, "hiprtc") == str(versioned)
     expected.symlink_to(versioned)
     assert rocm_library(find, "hiprtc") == str(expected)
+
+
+@pytest.mark.parametrize("name", ["HIPATTN_PLATFORM", "HIPATTN_CPU_ARCH"])
+def test_what_is_not_known_is_refused_with_what_is(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HIPATTN_PLATFORM", "cpu")
+    monkeypatch.setenv(name, "vulkan")
+    monkeypatch.setattr(cpu, "libraries", cpu.libraries.__wrapped__)  # not those of this process
+    with pytest.raises(ConfigError, match=f"{name} is 'vulkan'; accepted: .*(amd or cpu|gfx942)"):
+        choose(nowhere)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            {"HIPATTN_PLATFORM": "amd", "ROCM_PATH": "/nowhere", "ROCM_HOME": "/nowhere"},
+            "PlatformError: HIPATTN_PLATFORM is amd, but ROCm's libamdhip64 was not found (ROCM_PATH names where",
+        ),
+        ({"HIPATTN_PLATFORM": "vulkan"}, "ConfigError: HIPATTN_PLATFORM is 'vulkan'; accepted: auto, amd or cpu"),
+        (
+            {"HIPATTN_PLATFORM": "cpu", "HIPATTN_CPU_ARCH": "gfx942,gfx000"},
+            "ConfigError: HIPATTN_CPU_ARCH is 'gfx942,gfx000'; accepted: a comma-separated list of gfx90a",
+        ),
+        (
+            {"HIPATTN_PLATFORM": "cpu", "HIPATTN_CXX": "no-such-clang"},
+            "PlatformError: the C++ compiler 'no-such-clang' does not exist",
+        ),
+        (
+            {"HIPATTN_PLATFORM": "cpu", "HIPATTN_CXX": "false"},
+            "PlatformError: false -std=c++17",
+        ),
+    ],
+    ids=["no ROCm", "platform", "arch", "no compiler", "a compiler that fails"],
+)
+def test_a_user_s_first_call_says_what_is_wrong(changed: dict[str, str], says: str) -> None:
+    code = "import hipattn; print('imported', flush=True); hipattn.Device(0)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | changed, capture_output=True, text=True)
+    assert done.stdout == "imported\n"
+    assert done.returncode == 1
+    assert f"\nhipattn.errors.{says}" in done.stderr
