@@ -1,7 +1,7 @@
 """Steer the simulator from a test: make calls fail, delay streams, count what is allocated.
 
 Everything here acts on the simulated libraries that this process has opened. The calls are the ``sim_control_*``
-functions of ``src/hip_api.cpp``.
+functions of ``src/api_control.cpp``.
 """
 
 from __future__ import annotations

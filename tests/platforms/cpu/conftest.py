@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("HIPATTN_PLATFORM", "cpu")
 
 from hipattn.platforms import build, cpu
+from hipattn.platforms.cpu import control
 from tests.platforms.cpu.simulator import Simulator
 
 ROOT = Path(__file__).parents[3]
@@ -23,12 +24,6 @@ KERNEL_FLAGS = (
     *("-fsanitize=array-bounds", "-fsanitize-trap=array-bounds", "-fstack-clash-protection"),
     *("-fconvergent-functions", f"-I{cpu.SOURCE}"),
 )
-
-
-@pytest.fixture(scope="session")
-def runtime_library() -> Path:
-    """Return the platform's libamdhip64."""
-    return cpu.libraries()["amdhip64"]
 
 
 @pytest.fixture(scope="session")
@@ -57,21 +52,18 @@ def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 
 @pytest.fixture
-def sim(runtime_library: Path) -> Iterator[Simulator]:
+def sim() -> Iterator[Simulator]:
     """Return the simulator; the test must leave no memory behind and may leave a broken device."""
-    simulator = Simulator(runtime_library)
+    simulator = Simulator()
     simulator.hipSetDevice(0)
-    before = simulator.control.sim_control_live_allocations()
+    before = control.live_allocations()
     yield simulator
-    simulator.control.sim_control_set_fail(b"")
-    simulator.control.sim_control_set_stream_delay(0)
-    simulator.control.sim_control_clear_fault(0)
-    simulator.hip.hipGetLastError()
-    assert simulator.control.sim_control_live_allocations() == before, "the test leaked memory"
+    simulator.clear_fault()
+    assert control.live_allocations() == before, "the test leaked memory"
 
 
 @pytest.fixture
-def run_script(runtime_library: Path, compile_kernels: Callable[[str], Path]) -> Callable[..., str]:
+def run_script(compile_kernels: Callable[[str], Path]) -> Callable[..., str]:
     """Return a function that runs Python code in a process of its own and returns what it printed."""
 
     def run(code: str, *archs: str, **environment: str) -> str:
@@ -82,7 +74,7 @@ def run_script(runtime_library: Path, compile_kernels: Callable[[str], Path]) ->
                 "import os, sys",
                 "os.environ['HIPATTN_PLATFORM'] = 'cpu'",
                 "from tests.platforms.cpu.test_hip_runtime import *",
-                f"sim = Simulator({str(runtime_library)!r})",
+                "sim = Simulator()",
                 f"images = [Path(p).read_bytes() for p in {images!r}]",
             )
         )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.platforms.cpu.gpu import ARCHS, WAVE, GpuError, compile_source, run
+from hipattn.errors import CompileError, HipError
+from tests.platforms.cpu.simulator import ARCHS, WAVE, compiled, run
 
 Lanes = NDArray[Any]
 BOTH = ("gfx942", "gfx1100")
@@ -176,7 +177,7 @@ def test_dpp(arch: str) -> None:
 
 
 def test_dpp_that_the_chip_lacks() -> None:
-    with pytest.raises(GpuError, match="DPP control that gfx1100 does not have"):
+    with pytest.raises(HipError, match="DPP control that gfx1100 does not have"):
         evaluate("gfx1100", ["__builtin_amdgcn_update_dpp(0, x, 0x142, 0xf, 0xf, false)"])
 
 
@@ -214,11 +215,10 @@ def test_only_where_the_chip_has_it(arch: str) -> None:
         "__builtin_amdgcn_ballot_w32(x)": RDNA,
     }
     lines = "".join(f"    *p += {text};\n" for text in homes)
-    result = compile_source(
-        f"__global__ void kernel(unsigned* p) {{\n    unsigned x = *p;\n{lines}}}", f"--offload-arch={arch}"
-    )
+    with pytest.raises(CompileError) as caught:
+        compiled(f"__global__ void kernel(unsigned* p) {{\n    unsigned x = *p;\n{lines}}}", arch)
     for text, archs in homes.items():
-        assert (f"'{text.split('(')[0]}' needs target feature" in result.log) == (arch not in archs)
+        assert (f"'{text.split('(')[0]}' needs target feature" in caught.value.log) == (arch not in archs)
 
 
 @pytest.mark.parametrize("arch", BOTH)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.platforms.cpu.simulator import HipFailure, Simulator
-
-KINDS = {"in": 1, "out": 2, "device": 3}
+from hipattn.errors import HipError
+from hipattn.platforms.cpu import control
+from tests.platforms.cpu.simulator import Simulator
 
 
 class Arguments(ctypes.Structure):
@@ -73,11 +73,11 @@ class Floats:
             self.write(np.full(count, value, np.float32))
 
     def write(self, values: np.ndarray) -> None:
-        self.sim.hipMemcpy(self.pointer, values, values.nbytes, self.sim.hip.hipMemcpyKind(KINDS["in"]))
+        self.sim.hipMemcpy(self.pointer, values, values.nbytes, self.sim.kind.hipMemcpyHostToDevice)
 
     def read(self) -> np.ndarray:
         out = np.empty(self.count, np.float32)
-        self.sim.hipMemcpy(out, self.pointer, out.nbytes, self.sim.hip.hipMemcpyKind(KINDS["out"]))
+        self.sim.hipMemcpy(out, self.pointer, out.nbytes, self.sim.kind.hipMemcpyDeviceToHost)
         return out
 
     def __int__(self) -> int:
@@ -90,11 +90,10 @@ class Floats:
         self.sim.hip.hipFree(self.pointer)
 
 
-def fault(sim: Simulator, stream: Any = None) -> HipFailure:
-    """Return what synchronising a stream after broken work reports."""
-    with pytest.raises(HipFailure) as caught:
-        sim.hipStreamSynchronize(stream)
-    return caught.value
+def fault(sim: Simulator, stream: Any = None) -> tuple[str, str]:
+    """Return the status and the message that synchronising a stream after broken work ends with."""
+    status = sim.status("hipStreamSynchronize", stream)
+    return status, sim.message(status)
 
 
 # Devices
@@ -120,10 +119,10 @@ def test_device_describes_itself(run_script: Callable[..., str], arch: str, wave
     assert printed.strip() == f"Simulated {arch} (CPU) {full} {wave} {lds << 10} {8 << 30}\n1024"
 
 
-def test_unknown_arch_says_which_there_are(runtime_library: Path, run_script: Callable[..., str]) -> None:
+def test_unknown_arch_says_which_there_are(run_script: Callable[..., str]) -> None:
     printed = run_script(
-        "import os; os.environ['HIPATTN_CPU_ARCH'] = 'gfx000'\n"
-        f"library = ctypes.CDLL({str(runtime_library)!r})\n"
+        "library = sim.library\n"
+        "os.environ['HIPATTN_CPU_ARCH'] = 'gfx000'\n"
         "library.hipGetErrorString.restype = ctypes.c_char_p\n"
         "count = ctypes.c_int()\n"
         "status = library.hipGetDeviceCount(ctypes.byref(count))\n"
@@ -147,13 +146,12 @@ with Floats(sim, 64, 1) as x:
     print(x.read()[:2], x.read()[62:])
     try:
         first("twice", x)
-    except HipFailure as error:
+    except HipError as error:
         print(error.name)
 sim.hipSetDevice(0)
-event = sim.hipEventCreate()
-stream = sim.hipStreamCreate()
+event = sim.hipEventCreateWithFlags(0)
 sim.hipSetDevice(1)
-print(sim.status("hipEventRecord", event, None), sim.hipStreamGetDevice(stream))
+print(sim.status("hipEventRecord", event, None))
 second("twice", 4096)
 print(sim.status("hipDeviceSynchronize"))
 sim.hipSetDevice(0)
@@ -167,7 +165,7 @@ print(sim.status("hipDeviceSynchronize"))
         "1 hipErrorInvalidDevice",
         "[ 8. 32.] [2400.   32.]",
         "hipErrorInvalidDevice",
-        "hipErrorInvalidHandle 0",
+        "hipErrorInvalidHandle",
         "hipErrorIllegalAddress",
         "hipSuccess",
     ]
@@ -208,7 +206,7 @@ def test_out_of_memory(sim: Simulator) -> None:
     assert sim.status("hipGetLastError") == "hipSuccess"
     free, total = sim.hipMemGetInfo()
     with Floats(sim, 1 << 20):
-        assert sim.hipMemGetInfo() == [free - (4 << 20), total]
+        assert sim.hipMemGetInfo() == (free - (4 << 20), total)
 
 
 def test_memory_limit_from_environment(run_script: Callable[..., str]) -> None:
@@ -221,58 +219,53 @@ def test_pointer_queries(sim: Simulator) -> None:
         base, size = sim.hipMemGetAddressRange(int(x) + 40)
         assert (int(base), size) == (int(x), 400)
         assert sim.status("hipMemGetAddressRange", int(x) + 400) == "hipErrorNotFound"
-    pinned = sim.hipHostMalloc(64, 0)
-    assert sim.status("hipFreeHost", pinned) == "hipSuccess"
 
 
 def test_overrun_of_a_copy_is_refused(sim: Simulator) -> None:
     with Floats(sim, 4) as x:
-        kind = sim.hip.hipMemcpyKind(KINDS["in"])
+        kind = sim.kind.hipMemcpyHostToDevice
         host = np.zeros(5, np.float32)
         assert sim.status("hipMemcpy", x.pointer, host, 20, kind) == "hipErrorInvalidValue"
-        assert sim.status("hipMemset", x.pointer, 0, 17) == "hipErrorInvalidValue"
+        assert sim.status("hipMemsetAsync", x.pointer, 0, 17, None) == "hipErrorInvalidValue"
 
 
 def test_copy_after_free_faults_when_it_runs(sim: Simulator, stream: Any) -> None:
     x = sim.hipMalloc(64)
     sim.hipFree(x)
-    sim.hipMemcpyAsync(np.zeros(16, np.float32), x, 64, sim.hip.hipMemcpyKind(KINDS["out"]), stream)
-    error = fault(sim, stream)
-    assert error.name == "hipErrorIllegalAddress"
-    assert "a copy's source of 64 bytes" in error.message
-    assert "inside freed memory: a 64-byte allocation" in error.message
+    sim.hipMemcpyAsync(np.zeros(16, np.float32), x, 64, sim.kind.hipMemcpyDeviceToHost, stream)
+    name, message = fault(sim, stream)
+    assert name == "hipErrorIllegalAddress"
+    assert "a copy's source of 64 bytes" in message
+    assert "inside freed memory: a 64-byte allocation" in message
 
 
 def test_damaged_canary_is_found(sim: Simulator) -> None:
     x = sim.hipMalloc(100)
     ctypes.memset(int(x) + 103, 1, 1)  # inside the last 16 bytes, where no guard page catches it
     assert sim.status("hipFree", x) == "hipErrorIllegalAddress"
-    message = sim.message(sim.hip.hipError_t.hipErrorIllegalAddress)
+    message = sim.message("hipErrorIllegalAddress")
     assert "something wrote 3 bytes past the end of the 100-byte allocation" in message
 
 
 def test_fills_and_copies(sim: Simulator, stream: Any) -> None:
     with Floats(sim, 12) as x, Floats(sim, 12, 7) as y:
-        sim.hipMemsetD32Async(x.pointer, int(np.float32(2).view(np.int32)), 12, stream)
-        sim.hipMemcpy2DAsync(x.pointer, 16, int(y) + 4, 12, 8, 3, sim.hip.hipMemcpyKind(KINDS["device"]), stream)
+        sim.hipMemsetAsync(x.pointer, 0x40, 48, stream)
+        pattern = np.uint32(0x40404040).view(np.float32)
+        sim.hipMemcpy2DAsync(x.pointer, 16, int(y) + 4, 12, 8, 3, sim.kind.hipMemcpyDeviceToDevice, stream)
         sim.hipStreamSynchronize(stream)
-        assert x.read().reshape(3, 4).tolist() == [[7, 7, 2, 2]] * 3
-        sim.hipMemsetD16(x.pointer, 0x3F80, 24)
-        assert x.read().view(np.uint16).tolist() == [0x3F80] * 24
-        sim.hipMemset(x.pointer, 0, 48)
-        assert not x.read().any()
+        assert x.read().reshape(3, 4).tolist() == [[7, 7, pattern, pattern]] * 3
 
 
 def test_free_async_is_ordered(sim: Simulator, kernels: Kernels, stream: Any) -> None:
-    before = sim.control.sim_control_live_allocations()
+    before = control.live_allocations()
     x = sim.hipMallocAsync(64, stream)
     sim.hipMemsetAsync(x, 0, 64, stream)
     kernels("slow", x, 3_000_000, stream=stream)
     sim.hipFreeAsync(x, stream)
-    assert sim.control.sim_control_live_allocations() == before + 1
+    assert control.live_allocations() == before + 1
     assert sim.status("hipFree", x) == "hipErrorInvalidValue"
     sim.hipStreamSynchronize(stream)
-    assert sim.control.sim_control_live_allocations() == before
+    assert control.live_allocations() == before
 
 
 def test_freed_addresses_are_not_reused_soon(sim: Simulator) -> None:
@@ -290,21 +283,21 @@ def test_freed_addresses_are_not_reused_soon(sim: Simulator) -> None:
 def test_overrun_names_kernel_block_and_thread(sim: Simulator, kernels: Kernels) -> None:
     with Floats(sim, 256, 1) as x:
         kernels("twice", x, grid=2, block=160)
-        error = fault(sim)
-        assert error.name == "hipErrorIllegalAddress"
-        assert error.message.startswith("kernel twice, block (1, 0, 0), thread (96, 0, 0): ")
-        assert "0 bytes past the end of a 1024-byte allocation" in error.message
+        name, message = fault(sim)
+        assert name == "hipErrorIllegalAddress"
+        assert message.startswith("kernel twice, block (1, 0, 0), thread (96, 0, 0): ")
+        assert "0 bytes past the end of a 1024-byte allocation" in message
 
 
 def test_fault_is_sticky_until_cleared(sim: Simulator, kernels: Kernels) -> None:
     kernels("twice", 64)
-    assert "a null pointer" in fault(sim).message
-    with pytest.raises(HipFailure, match="hipErrorIllegalAddress"):
+    assert "a null pointer" in fault(sim)[1]
+    with pytest.raises(HipError, match="hipErrorIllegalAddress"):
         sim.hipMalloc(16)
     assert sim.status("hipDeviceSynchronize") == "hipErrorIllegalAddress"
     assert sim.status("hipGetLastError") == "hipErrorIllegalAddress"
     assert sim.status("hipGetDevice") == "hipSuccess"
-    sim.control.sim_control_clear_fault(0)
+    sim.clear_fault()
     with Floats(sim, 4, 1) as x:
         kernels("twice", x, block=4)
         assert x.read().tolist() == [2] * 4
@@ -314,15 +307,15 @@ def test_use_after_free(sim: Simulator, kernels: Kernels) -> None:
     x = sim.hipMalloc(4096)
     sim.hipFree(x)
     kernels("twice", x, block=32)
-    error = fault(sim)
-    assert "thread (0, 0, 0): reads address" in error.message
-    assert "inside freed memory: a 4096-byte allocation" in error.message
+    _, message = fault(sim)
+    assert "thread (0, 0, 0): reads address" in message
+    assert "inside freed memory: a 4096-byte allocation" in message
 
 
 def test_read_before_an_allocation(sim: Simulator, kernels: Kernels) -> None:
     with Floats(sim, 1024) as x:
         kernels("twice", int(x) - 8)
-        assert "8 bytes before the start of a 4096-byte allocation" in fault(sim).message
+        assert "8 bytes before the start of a 4096-byte allocation" in fault(sim)[1]
 
 
 @pytest.mark.parametrize(
@@ -337,16 +330,15 @@ def test_read_before_an_allocation(sim: Simulator, kernels: Kernels) -> None:
 def test_faults_inside_a_block(sim: Simulator, kernels: Kernels, name: str, n: int, lds: int, message: str) -> None:
     with Floats(sim, 4) as x:
         kernels(name, x, n, lds=lds)
-        error = fault(sim)
-        assert error.name == "hipErrorIllegalAddress"
-        assert error.message == f"kernel {name}, block (0, 0, 0), thread (0, 0, 0): {message}"
+        said = f"kernel {name}, block (0, 0, 0), thread (0, 0, 0): {message}"
+        assert fault(sim) == ("hipErrorIllegalAddress", said)
 
 
 def test_trap_is_a_launch_failure(sim: Simulator, kernels: Kernels) -> None:
     kernels("trap", block=64)
-    error = fault(sim)
-    assert error.name == "hipErrorLaunchFailure"
-    assert error.message == "kernel trap, block (0, 0, 0), thread (3, 0, 0): the third thread gives up"
+    name, message = fault(sim)
+    assert name == "hipErrorLaunchFailure"
+    assert message == "kernel trap, block (0, 0, 0), thread (3, 0, 0): the third thread gives up"
 
 
 def test_shared_memory_is_poisoned_for_each_block(sim: Simulator, kernels: Kernels) -> None:
@@ -365,20 +357,19 @@ def test_barrier(sim: Simulator, kernels: Kernels, block: int) -> None:
 
 def test_barrier_after_exit(sim: Simulator, kernels: Kernels) -> None:
     kernels("leave_early", n=5, block=256)
-    error = fault(sim)
-    assert error.name == "hipErrorLaunchFailure"
-    assert error.message == (
+    assert fault(sim) == (
+        "hipErrorLaunchFailure",
         "kernel leave_early, block (0, 0, 0): barrier divergence: "
-        "251 of 256 threads arrived at __syncthreads; thread (0, 0, 0) has exited"
+        "251 of 256 threads arrived at __syncthreads; thread (0, 0, 0) has exited",
     )
 
 
 def test_lanes_at_different_barriers(sim: Simulator, kernels: Kernels) -> None:
     with Floats(sim, 4) as x:
         kernels("two_barriers", x, 5, block=64)
-        error = fault(sim)
-        assert "barrier divergence" in error.message
-        assert "thread (5, 0, 0) waits at another __syncthreads" in error.message
+        _, message = fault(sim)
+        assert "barrier divergence" in message
+        assert "thread (5, 0, 0) waits at another __syncthreads" in message
 
 
 def test_waves_may_wait_at_different_barriers(sim: Simulator, kernels: Kernels) -> None:
@@ -498,7 +489,7 @@ def test_static_lds_is_the_kernels_own(sim: Simulator, kernels: Kernels) -> None
             assert sim.hipFuncGetAttribute(which, kernels.function(name)) == 4096 + 40000
             kernels(name, x, 9999)
             assert np.isnan(x.read()[0])
-        with pytest.raises(HipFailure, match="hipErrorLaunchOutOfResources"):
+        with pytest.raises(HipError, match="hipErrorLaunchOutOfResources"):
             kernels("tile_a", x, lds=(64 << 10) - 44000)
 
 
@@ -517,7 +508,7 @@ def test_many_modules_are_apart(sim: Simulator, compile_kernels: Callable[[str],
 
 def test_launch_returns_before_the_kernel_ends(sim: Simulator, kernels: Kernels, stream: Any) -> None:
     with Floats(sim, 1, 0) as x:
-        event = sim.hipEventCreate()
+        event = sim.hipEventCreateWithFlags(0)
         start = time.perf_counter()
         kernels("slow", x, 30_000_000, stream=stream)
         sim.hipEventRecord(event, stream)
@@ -533,7 +524,7 @@ def test_launch_returns_before_the_kernel_ends(sim: Simulator, kernels: Kernels,
 
 def test_elapsed_time_is_the_kernels(sim: Simulator, kernels: Kernels, stream: Any) -> None:
     with Floats(sim, 1, 0) as x:
-        first, second = sim.hipEventCreate(), sim.hipEventCreate()
+        first, second = sim.hipEventCreateWithFlags(0), sim.hipEventCreateWithFlags(0)
         assert sim.status("hipEventElapsedTime", first, second) == "hipErrorInvalidHandle"
         sim.hipEventRecord(first, stream)
         kernels("slow", x, 10_000_000, stream=stream)
@@ -621,17 +612,13 @@ def test_host_function_runs_in_order(sim: Simulator, kernels: Kernels, stream: A
         assert seen == [2_000_000]
 
 
-def test_stream_queries(sim: Simulator, stream: Any) -> None:
-    assert sim.hipStreamGetFlags(stream) == 1
-    assert sim.hipStreamGetDevice(stream) == 0
-    assert sim.hipStreamIsCapturing(stream).name == "hipStreamCaptureStatusNone"
+def test_stream_flags(sim: Simulator) -> None:
     assert sim.status("hipStreamCreateWithFlags", 7) == "hipErrorInvalidValue"
 
 
 @pytest.mark.parametrize("delay", [0, 200])
 def test_streams_under_stress(sim: Simulator, kernels: Kernels, delay: int) -> None:
     """Chains over several streams, fed by several host threads and ordered by events, give what one would."""
-    sim.control.sim_control_set_stream_delay(delay)
     results = []
 
     def chain() -> None:
@@ -643,7 +630,7 @@ def test_streams_under_stress(sim: Simulator, kernels: Kernels, delay: int) -> N
                 current = streams[step % 3]
                 sim.hipStreamWaitEvent(current, event, 0)
                 kernels("slow", x, 1, block=1, stream=current)
-                sim.hipMemcpyAsync(y.pointer, x.pointer, 1024, sim.hip.hipMemcpyKind(KINDS["device"]), current)
+                sim.hipMemcpyAsync(y.pointer, x.pointer, 1024, sim.kind.hipMemcpyDeviceToDevice, current)
                 sim.hipEventRecord(event, current)
             sim.hipEventSynchronize(event)
             results.append(y.read()[0])
@@ -652,10 +639,11 @@ def test_streams_under_stress(sim: Simulator, kernels: Kernels, delay: int) -> N
         sim.hipEventDestroy(event)
 
     threads = [threading.Thread(target=chain) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with control.delayed_streams(delay):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert results == [100] * 4
 
 
@@ -663,27 +651,27 @@ def test_streams_under_stress(sim: Simulator, kernels: Kernels, delay: int) -> N
 
 
 def test_fault_injection(sim: Simulator, kernels: Kernels) -> None:
-    before = sim.control.sim_control_call_count(b"hipMalloc")
-    sim.control.sim_control_set_fail(b"hipMalloc:2,hipModuleLaunchKernel:1,hipMemset:1")
-    pointer = sim.hipMalloc(16)
-    assert sim.status("hipMalloc", 16) == "hipErrorOutOfMemory"
-    assert sim.status("hipMemset", pointer, 0, 16) == "hipErrorUnknown"
-    launch = (kernels.function("nothing"), 1, 1, 1, 1, 1, 1, 0, None, None, None)
-    assert sim.status("hipModuleLaunchKernel", *launch) == "hipErrorLaunchFailure"
-    assert sim.status("hipModuleLaunchKernel", *launch) == "hipSuccess"
-    assert sim.status("hipDeviceSynchronize") == "hipSuccess"
+    before = control.call_count("hipMalloc")
+    with control.failing("hipMalloc:2,hipModuleLaunchKernel:1,hipMemGetInfo:1"):
+        pointer = sim.hipMalloc(16)
+        assert sim.status("hipMalloc", 16) == "hipErrorOutOfMemory"
+        assert sim.status("hipMemGetInfo") == "hipErrorUnknown"
+        launch = (kernels.function("nothing"), 1, 1, 1, 1, 1, 1, 0, None, None, None)
+        assert sim.status("hipModuleLaunchKernel", *launch) == "hipErrorLaunchFailure"
+        assert sim.status("hipModuleLaunchKernel", *launch) == "hipSuccess"
+        assert sim.status("hipDeviceSynchronize") == "hipSuccess"
     sim.hipFree(pointer)
     sim.hipFree(sim.hipMalloc(16))
-    assert sim.control.sim_control_call_count(b"hipMalloc") == before + 3
-    assert sim.control.sim_should_fail(b"hipblasSgemm") == 0
-    assert sim.control.sim_control_call_count(b"hipblasSgemm") >= 1
+    assert control.call_count("hipMalloc") == before + 3
+    assert sim.library.sim_should_fail(b"hipblasSgemm") == 0
+    assert control.call_count("hipblasSgemm") >= 1
 
 
 def test_injected_failure_of_a_wait_comes_after_the_wait(sim: Simulator, kernels: Kernels, stream: Any) -> None:
     with Floats(sim, 1, 0) as x:
         kernels("slow", x, 5_000_000, stream=stream)
-        sim.control.sim_control_set_fail(b"hipStreamSynchronize:1")
-        assert sim.status("hipStreamSynchronize", stream) == "hipErrorUnknown"
+        with control.failing("hipStreamSynchronize:1"):
+            assert sim.status("hipStreamSynchronize", stream) == "hipErrorUnknown"
         assert sim.status("hipStreamQuery", stream) == "hipSuccess"
 
 
@@ -694,8 +682,8 @@ def test_fault_injection_from_environment(run_script: Callable[..., str]) -> Non
 
 
 def test_reported_fault(sim: Simulator, stream: Any) -> None:
-    sim.control.sim_report_fault(ctypes.c_void_p(int(stream)), 700, b"operand A lies outside its allocation")
-    assert fault(sim, stream).message == "operand A lies outside its allocation"
+    sim.library.sim_report_fault(ctypes.c_void_p(int(stream)), 700, b"operand A lies outside its allocation")
+    assert fault(sim, stream)[1] == "operand A lies outside its allocation"
 
 
 def test_exit_with_work_pending(run_script: Callable[..., str]) -> None:
@@ -714,7 +702,7 @@ def test_fork(run_script: Callable[..., str]) -> None:
         """
 kernels = Kernels(sim, images[0])
 x = Floats(sim, 1, 0)
-kernels("slow", x, 10**6, stream=sim.hipStreamCreate())
+kernels("slow", x, 10**6, stream=sim.hipStreamCreateWithFlags(0))
 sys.stdout.flush()
 child = os.fork()
 if child == 0:
@@ -726,7 +714,7 @@ print(os.waitpid(child, 0)[1], sim.status("hipDeviceSynchronize"))
     assert printed.splitlines() == ["hipErrorNotInitialized hipErrorNotInitialized", "0 hipSuccess"]
 
 
-def test_fault_of_other_code_is_not_swallowed(runtime_library: Path, run_script: Callable[..., str]) -> None:
+def test_fault_of_other_code_is_not_swallowed(run_script: Callable[..., str]) -> None:
     printed = run_script(
         """
 import faulthandler

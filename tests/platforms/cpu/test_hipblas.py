@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hipattn.platforms.cpu import control
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from tests.platforms.cpu.simulator import Simulator
@@ -93,7 +95,7 @@ class Gemm:
         bound[:, :, : self.m] = (size * (self.k + 2) * EPSILON[F32] + rounding + 1e-30).swapaxes(1, 2)
         return out, bound
 
-    def call(self, handle: Any, a: Any, b: Any, c: Any, entry: str = "StridedBatchedEx") -> Any:
+    def call(self, handle: Any, a: Any, b: Any, c: Any) -> Any:
         ta, tb = (T if self.ta else N), (T if self.tb else N)
         lda, ldb, ldc = (
             rows + self.pad for rows in (self.k if self.ta else self.m, self.n if self.tb else self.k, self.m)
@@ -104,54 +106,30 @@ class Gemm:
             ldc * self.n,
         )
         x, y = (getattr(hip.hipDataType, HIP_TYPE[t]) for t in (self.a_type, self.c_type))
-        head = (handle, ta, tb, self.m, self.n, self.k, scalar(self.alpha))
-        beta = scalar(self.beta)
-        if entry == "StridedBatchedEx":
-            return blas.hipblasGemmStridedBatchedEx(
-                *head,
-                a,
-                x,
-                lda,
-                strides[0],
-                b,
-                x,
-                ldb,
-                strides[1],
-                beta,
-                c,
-                y,
-                ldc,
-                strides[2],
-                self.batch,
-                COMPUTE,
-                DEFAULT,
-            )[0]
-        if entry == "Ex":
-            return blas.hipblasGemmEx(*head, a, x, lda, b, x, ldb, beta, c, y, ldc, COMPUTE, DEFAULT)[0]
-        if entry == "Sgemm":
-            return blas.hipblasSgemm(*head, a, lda, b, ldb, beta, c, ldc)[0]
-        return blas.hipblasSgemmStridedBatched(
-            *head, a, lda, strides[0], b, ldb, strides[1], beta, c, ldc, strides[2], self.batch
+        return blas.hipblasGemmStridedBatchedEx(
+            *(handle, ta, tb, self.m, self.n, self.k, scalar(self.alpha)),
+            *(a, x, lda, strides[0]),
+            *(b, x, ldb, strides[1]),
+            *(scalar(self.beta), c, y, ldc, strides[2]),
+            *(self.batch, COMPUTE, DEFAULT),
         )[0]
 
 
 def upload(sim: Simulator, array: NDArray[Any]) -> Any:
     pointer = sim.hipMalloc(array.nbytes)
-    sim.hipMemcpy(pointer, np.ascontiguousarray(array), array.nbytes, hip.hipMemcpyKind.hipMemcpyHostToDevice)
+    sim.hipMemcpy(pointer, np.ascontiguousarray(array), array.nbytes, sim.kind.hipMemcpyHostToDevice)
     return pointer
 
 
-def run(
-    sim: Simulator, handle: Any, gemm: Gemm, c: NDArray[Any] | None = None, entry: str = "StridedBatchedEx"
-) -> None:
+def run(sim: Simulator, handle: Any, gemm: Gemm, c: NDArray[Any] | None = None) -> None:
     a, b, drawn = gemm.draw()
     c = drawn if c is None else c
     device = [upload(sim, x) for x in (a, b, c)]
     try:
-        assert gemm.call(handle, *device, entry) == Status.HIPBLAS_STATUS_SUCCESS
+        assert gemm.call(handle, *device) == Status.HIPBLAS_STATUS_SUCCESS
         out = np.empty_like(c)
         sim.hipDeviceSynchronize()
-        sim.hipMemcpy(out, device[2], out.nbytes, hip.hipMemcpyKind.hipMemcpyDeviceToHost)
+        sim.hipMemcpy(out, device[2], out.nbytes, sim.kind.hipMemcpyDeviceToHost)
     finally:
         for pointer in device:
             sim.hipFree(pointer)
@@ -191,11 +169,6 @@ def test_alpha_0_does_not_read_a_and_b(sim: Simulator, handle: Any) -> None:
     sim.hipFree(c)
 
 
-@pytest.mark.parametrize("entry", ["Ex", "Sgemm", "SgemmStridedBatched"])
-def test_entry_points(sim: Simulator, handle: Any, entry: str) -> None:
-    run(sim, handle, Gemm(12, 10, 14, tb=True, batch=4 if "Batched" in entry else 1), entry=entry)
-
-
 def test_a_batch_stride_of_0_repeats_a_matrix(sim: Simulator, handle: Any) -> None:
     for types in ((F32, F32), (F16, F32)):
         run(sim, handle, Gemm(6, 5, 7, batch=4, shared_b=True, a_type=types[0], c_type=types[1]))
@@ -220,7 +193,7 @@ def test_bf16_rounds_to_nearest_even_and_keeps_nan(sim: Simulator, handle: Any) 
         assert gemm.call(handle, *device) == Status.HIPBLAS_STATUS_SUCCESS
         sim.hipDeviceSynchronize()
         out = np.empty(1, BF16)
-        sim.hipMemcpy(out, device[2], 2, hip.hipMemcpyKind.hipMemcpyDeviceToHost)
+        sim.hipMemcpy(out, device[2], 2, sim.kind.hipMemcpyDeviceToHost)
         np.testing.assert_array_equal(out.astype(np.float32), total.astype(np.float32))
         for pointer in device:
             sim.hipFree(pointer)
@@ -228,41 +201,21 @@ def test_bf16_rounds_to_nearest_even_and_keeps_nan(sim: Simulator, handle: Any) 
 
 def test_a_product_waits_for_its_stream(sim: Simulator, handle: Any) -> None:
     """A is written by the stream's earlier operation, late."""
-    sim.control.sim_control_set_stream_delay(20000)
     stream = sim.hipStreamCreateWithFlags(1)
     check(blas.hipblasSetStream(handle, stream), "hipblasSetStream")
-    assert int(check(blas.hipblasGetStream(handle), "hipblasGetStream")) == int(stream)
     gemm = Gemm(3, 3, 3, pad=0)
     a, b, c = gemm.draw()
     device = [upload(sim, x) for x in (np.full_like(a, np.nan), b, c)]
-    sim.hipMemcpyAsync(device[0], a, a.nbytes, hip.hipMemcpyKind.hipMemcpyHostToDevice, stream)
-    assert gemm.call(handle, *device) == Status.HIPBLAS_STATUS_SUCCESS
-    out = np.empty_like(c)
-    sim.hipMemcpyAsync(out, device[2], out.nbytes, hip.hipMemcpyKind.hipMemcpyDeviceToHost, stream)
-    sim.hipStreamSynchronize(stream)
+    with control.delayed_streams(20000):
+        sim.hipMemcpyAsync(device[0], a, a.nbytes, sim.kind.hipMemcpyHostToDevice, stream)
+        assert gemm.call(handle, *device) == Status.HIPBLAS_STATUS_SUCCESS
+        out = np.empty_like(c)
+        sim.hipMemcpyAsync(out, device[2], out.nbytes, sim.kind.hipMemcpyDeviceToHost, stream)
+        sim.hipStreamSynchronize(stream)
     np.testing.assert_allclose(out, gemm.expected(a, b, c)[0], rtol=1e-5)
     for pointer in device:
         sim.hipFree(pointer)
     sim.hipStreamDestroy(stream)
-
-
-def test_device_scalars(sim: Simulator, handle: Any) -> None:
-    check(blas.hipblasSetPointerMode(handle, blas.hipblasPointerMode_t.HIPBLAS_POINTER_MODE_DEVICE), "")
-    mode = ctypes.c_int(-1)
-    check(blas.hipblasGetPointerMode(handle, ctypes.addressof(mode)), "")
-    assert mode.value == blas.hipblasPointerMode_t.HIPBLAS_POINTER_MODE_DEVICE
-    gemm = Gemm(2, 2, 2, pad=0)
-    a, b, c = gemm.draw()
-    device = [upload(sim, x) for x in (a, b, c, np.array([2.0, 0.5], np.float32))]
-    alpha = int(device[3])
-    status = blas.hipblasSgemm(handle, N, N, 2, 2, 2, alpha, device[0], 2, device[1], 2, alpha + 4, device[2], 2)[0]
-    assert status == Status.HIPBLAS_STATUS_SUCCESS
-    sim.hipDeviceSynchronize()
-    out = np.empty_like(c)
-    sim.hipMemcpy(out, device[2], out.nbytes, hip.hipMemcpyKind.hipMemcpyDeviceToHost)
-    np.testing.assert_allclose(out, replace(gemm, alpha=2, beta=0.5).expected(a, b, c)[0], rtol=1e-5)
-    for pointer in device:
-        sim.hipFree(pointer)
 
 
 @pytest.mark.parametrize("short", [0, 1, 2])
@@ -272,11 +225,11 @@ def test_an_operand_that_leaves_its_allocation(sim: Simulator, handle: Any, shor
     device = [upload(sim, x.ravel()[:-8] if n == short else x) for n, x in enumerate(arrays)]
     assert gemm.call(handle, *device) == Status.HIPBLAS_STATUS_SUCCESS
     assert sim.status("hipDeviceSynchronize") == "hipErrorIllegalAddress"
-    message = str(hip.hipGetErrorString(hip.hipError_t.hipErrorIllegalAddress))
+    message = sim.message("hipErrorIllegalAddress")
     assert f"operand {'ABC'[short]}" in message
     # The padding after the last column is not part of a matrix.
     assert "20 bytes past the end" in message
-    sim.control.sim_control_clear_fault(0)
+    sim.clear_fault()
     for pointer in device:
         sim.hipFree(pointer)
 
@@ -303,47 +256,77 @@ def test_arguments_are_checked(sim: Simulator, handle: Any) -> None:
         assert call(empty, None, None, None) == Status.HIPBLAS_STATUS_SUCCESS
     assert good.call(None, pointer, pointer, pointer) == Status.HIPBLAS_STATUS_NOT_INITIALIZED
     x = hip.hipDataType.HIP_R_64F
-    status = blas.hipblasGemmEx(
-        *(
-            handle,
-            N,
-            N,
-            4,
-            4,
-            4,
-            scalar(1),
-            pointer,
-            x,
-            4,
-            pointer,
-            x,
-            4,
-            scalar(0),
-            pointer,
-            x,
-            4,
-            COMPUTE,
-            DEFAULT,
-        )
+    status = blas.hipblasGemmStridedBatchedEx(
+        *(handle, N, N, 4, 4, 4, scalar(1), pointer, x, 4, 0, pointer, x, 4, 0),
+        *(scalar(0), pointer, x, 4, 0, 1, COMPUTE, DEFAULT),
     )[0]
     assert status == Status.HIPBLAS_STATUS_NOT_SUPPORTED
     sim.hipFree(pointer)
 
 
-def test_settings(sim: Simulator, handle: Any) -> None:
-    mode = blas.hipblasAtomicsMode_t.HIPBLAS_ATOMICS_NOT_ALLOWED
-    check(blas.hipblasSetAtomicsMode(handle, mode), "")
-    got = ctypes.c_int(-1)
-    check(blas.hipblasGetAtomicsMode(handle, ctypes.addressof(got)), "")
-    assert got.value == mode
-    check(blas.hipblasSetMathMode(handle, blas.hipblasMath_t.HIPBLAS_DEFAULT_MATH), "")
-    check(blas.hipblasSetWorkspace(handle, None, 0), "")
-    text = blas.hipblasStatusToString(Status.HIPBLAS_STATUS_INVALID_VALUE)
-    assert "HIPBLAS_STATUS_INVALID_VALUE" in str(text)
-
-
 def test_a_call_can_be_made_to_fail(sim: Simulator, handle: Any) -> None:
-    sim.control.sim_control_set_fail(b"hipblasGemmStridedBatchedEx:2")
     gemm = Gemm(0, 1, 1)
-    statuses = [gemm.call(handle, None, None, None).name for _ in range(3)]
+    with control.failing("hipblasGemmStridedBatchedEx:2"):
+        statuses = [gemm.call(handle, None, None, None).name for _ in range(3)]
     assert statuses == ["HIPBLAS_STATUS_SUCCESS", "HIPBLAS_STATUS_EXECUTION_FAILED", "HIPBLAS_STATUS_SUCCESS"]
+
+
+@pytest.mark.skipif(check(hip.hipGetDeviceCount(), "hipGetDeviceCount") < 2, reason="needs two devices")
+def test_a_handle_works_on_its_own_device_only(sim: Simulator, handle: Any) -> None:
+    gemm = Gemm(0, 1, 1)
+    sim.hipSetDevice(1)
+    assert gemm.call(handle, None, None, None) == Status.HIPBLAS_STATUS_INVALID_VALUE
+    assert blas.hipblasSetStream(handle, None)[0] == Status.HIPBLAS_STATUS_INVALID_VALUE
+    sim.hipSetDevice(0)
+    assert gemm.call(handle, None, None, None) == Status.HIPBLAS_STATUS_SUCCESS
+
+
+@pytest.fixture
+def two_streams(sim: Simulator) -> Iterator[tuple[Any, Any]]:
+    made = sim.hipStreamCreateWithFlags(1), sim.hipStreamCreateWithFlags(1)
+    yield made
+    for stream in made:
+        sim.hipStreamDestroy(stream)
+
+
+@pytest.mark.parametrize("how", ["unordered", "event", "sync", "two handles", "destroyed"])
+def test_two_streams_share_the_workspace(sim: Simulator, handle: Any, two_streams: tuple[Any, Any], how: str) -> None:
+    """The first product is held back, so that what nothing orders does overlap."""
+    one, two = two_streams
+    gemm = Gemm(4, 4, 4)
+    device = [upload(sim, x) for x in gemm.draw()]
+    c = sim.hipMalloc(4096)
+    event = sim.hipEventCreateWithFlags(2)
+    gate = threading.Event()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def wait(_: int) -> None:
+        gate.wait(10)
+
+    sim.hipLaunchHostFunc(one, ctypes.cast(wait, ctypes.c_void_p).value, None)
+    first = second = check(blas.hipblasCreate(), "hipblasCreate")
+    if how == "two handles":
+        second = handle
+    check(blas.hipblasSetStream(first, one), "hipblasSetStream")
+    assert gemm.call(first, *device) == Status.HIPBLAS_STATUS_SUCCESS
+    if how == "event":
+        sim.hipEventRecord(event, one)
+        sim.hipStreamWaitEvent(two, event, 0)
+    if how in ("event", "sync"):
+        gate.set()
+    if how == "sync":
+        sim.hipStreamSynchronize(one)
+    if how != "destroyed":
+        check(blas.hipblasSetStream(second, two), "hipblasSetStream")
+        assert gemm.call(second, *device[:2], c) == Status.HIPBLAS_STATUS_SUCCESS
+    check(blas.hipblasDestroy(first), "hipblasDestroy")  # its products run all the same
+    if how == "unordered":
+        assert sim.status("hipStreamSynchronize", two) == "hipErrorLaunchFailure"
+        assert "workspace is used by two streams at once" in sim.message("hipErrorLaunchFailure")
+    gate.set()
+    ends = "hipErrorLaunchFailure" if how == "unordered" else "hipSuccess"
+    assert sim.status("hipDeviceSynchronize") == ends
+    sim.clear_fault()
+    sim.hipEventDestroy(event)
+    for pointer in (*device, c):
+        sim.hipFree(pointer)

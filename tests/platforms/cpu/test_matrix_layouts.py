@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.platforms.cpu.gpu import ARCHS, WAVE, GpuError, compile_source, run
+from hipattn.errors import CompileError, HipError
+from tests.platforms.cpu.simulator import ARCHS, WAVE, compiled, run
 
 CDNA = ("gfx90a", "gfx942", "gfx950")
 RDNA3, RDNA4 = ("gfx1100",), ("gfx1201",)
@@ -202,10 +203,10 @@ def test_against_numpy(x: Instruction, arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_only_where_the_chip_has_it(arch: str) -> None:
     missing = [x for x in INSTRUCTIONS if arch not in x.archs and not x.high]
-    result = compile_source("".join(source(x) for x in missing), f"--offload-arch={arch}", "-ferror-limit=0")
-    assert result.status == "HIPRTC_ERROR_COMPILATION"
+    with pytest.raises(CompileError) as caught:
+        compiled("".join(source(x) for x in missing), arch, "-ferror-limit=0")
     for x in missing:
-        assert f"error: '{x.builtin}' needs target feature " in result.log
+        assert f"error: '{x.builtin}' needs target feature " in caught.value.log
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
@@ -231,18 +232,18 @@ def test_rdna3_lanes_must_repeat() -> None:
     x = next(i for i in INSTRUCTIONS if i.archs == RDNA3)
     a, b, c = place(x, "gfx1100")
     a[17] ^= 1
-    with pytest.raises(GpuError, match="lanes 16 to 31 do not repeat"):
+    with pytest.raises(HipError, match="lanes 16 to 31 do not repeat"):
         run(source(x), "gfx1100", a, b, c, kernel=kernel_name(x), block=32)
 
 
 @pytest.mark.parametrize("arch", [*RDNA3, *RDNA4])
 def test_wmma_needs_every_lane(arch: str) -> None:
     x = next(i for i in INSTRUCTIONS if i.archs == (arch,))
-    with pytest.raises(GpuError, match="inactive lanes"):
+    with pytest.raises(HipError, match="inactive lanes"):
         run(source(x), arch, *place(x, arch), kernel=kernel_name(x), block=24)
 
 
 def test_broadcast_modes_are_refused() -> None:
     x = next(i for i in INSTRUCTIONS if i.archs == CDNA)
-    with pytest.raises(GpuError, match="cbsz, abid and blgp"):
+    with pytest.raises(HipError, match="cbsz, abid and blgp"):
         run(source(x).replace(", 0, 0, 0", ", 1, 0, 0"), "gfx942", *place(x, "gfx942"), kernel=kernel_name(x))

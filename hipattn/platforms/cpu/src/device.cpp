@@ -45,7 +45,6 @@ static void start() {
         d.index = count++;
         d.arch = arch;
         d.memory_bytes = memory;
-        for (int& reuse : d.pool_reuse) reuse = 1;
         list += length + (list[length] == ',');
     }
 }

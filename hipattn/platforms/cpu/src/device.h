@@ -26,8 +26,6 @@ struct Device {
     // The first fault: every later call returns it, as after a real one. Cleared only by sim_control_clear_fault.
     hipError_t fault;
     const char* fault_message;
-    uint64_t pool_release_threshold;
-    int pool_reuse[4];
 };
 
 int device_count();

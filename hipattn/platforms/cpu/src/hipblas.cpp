@@ -10,6 +10,7 @@ typedef void* hipStream;
 extern "C" {
 hipError_t hipStreamAddCallback(hipStream, void (*)(hipStream, hipError_t, void*), void*, unsigned);
 hipError_t hipMemGetAddressRange(void** base, size_t* size, void* pointer);
+int sim_current_device();
 int sim_should_fail(const char* name);
 void sim_report_fault(hipStream, int code, const char* message);
 }
@@ -19,24 +20,32 @@ enum hipblasStatus : int {
     HIPBLAS_STATUS_NOT_INITIALIZED = 1,
     HIPBLAS_STATUS_ALLOC_FAILED = 2,
     HIPBLAS_STATUS_INVALID_VALUE = 3,
-    HIPBLAS_STATUS_MAPPING_ERROR = 4,
     HIPBLAS_STATUS_EXECUTION_FAILED = 5,
     HIPBLAS_STATUS_INTERNAL_ERROR = 6,
     HIPBLAS_STATUS_NOT_SUPPORTED = 7,
-    HIPBLAS_STATUS_ARCH_MISMATCH = 8,
     HIPBLAS_STATUS_HANDLE_IS_NULLPTR = 9,
     HIPBLAS_STATUS_INVALID_ENUM = 10,
-    HIPBLAS_STATUS_UNKNOWN = 11,
 };
 enum Transpose : int { NONE = 111, TRANSPOSED = 112, CONJUGATED = 113 };  // as in CBLAS
 enum Type : int { F32 = 0, F16 = 2, BF16 = 14 };                          // hipDataType
 enum Compute : int { COMPUTE_32F = 2, COMPUTE_32F_PEDANTIC = 3, COMPUTE_32F_FAST_TF32 = 6 };
-enum PointerMode : int { HOST, DEVICE };
+
+namespace {
+
+// The device memory that products of a handle use in turn. What is kept of it is who has it: the products that are
+// queued or run, oldest first. It outlives its handle until the last of them is done.
+struct Workspace {
+    Array<struct Product*> pending;
+    bool closed;
+};
+pthread_mutex_t workspaces = PTHREAD_MUTEX_INITIALIZER;
+
+}  // namespace
 
 struct Handle {
     hipStream stream;
-    PointerMode pointer_mode;
-    int atomics_mode, math_mode;
+    int device;  // has to be the current one of a thread that calls, as for rocBLAS
+    Workspace* workspace;
 };
 
 namespace {
@@ -101,13 +110,13 @@ struct Operand {
 };
 
 struct Product {
-    const char* call;
+    Workspace* workspace;
+    hipStream stream;
     Sgemm* sgemm;
     Transpose ta, tb;
     int m, n, k, batch;
     Operand a, b, c;
     float alpha, beta;
-    const float *device_alpha, *device_beta;  // read when the product runs
 
     bool reads_ab() const { return k && alpha != 0; }
 };
@@ -123,12 +132,12 @@ bool inside(hipStream stream, const Product& p, const Operand& x) {
     auto allocated = static_cast<char*>(base);
     if (found && x.data + first >= allocated && x.data + last <= allocated + size) return true;
     if (!found)
-        snprintf(text, sizeof text, "%s: operand %c at %p is not in device memory", p.call, x.name, static_cast<void*>(x.data));
+        snprintf(text, sizeof text, "hipBLAS: operand %c at %p is not in device memory", x.name, static_cast<void*>(x.data));
     else if (x.data + last > allocated + size)
-        snprintf(text, sizeof text, "%s: operand %c at %p ends %lld bytes past the end of its allocation of %zu bytes at %p",
-                 p.call, x.name, static_cast<void*>(x.data), static_cast<long long>(x.data + last - allocated - size), size, base);
+        snprintf(text, sizeof text, "hipBLAS: operand %c at %p ends %lld bytes past the end of its allocation of %zu bytes at %p",
+                 x.name, static_cast<void*>(x.data), static_cast<long long>(x.data + last - allocated - size), size, base);
     else
-        snprintf(text, sizeof text, "%s: operand %c at %p begins %lld bytes before its allocation of %zu bytes at %p", p.call,
+        snprintf(text, sizeof text, "hipBLAS: operand %c at %p begins %lld bytes before its allocation of %zu bytes at %p",
                  x.name, static_cast<void*>(x.data), static_cast<long long>(allocated - x.data - first), size, base);
     sim_report_fault(stream, hipErrorIllegalAddress, text);
     return false;
@@ -157,9 +166,40 @@ struct Wide {
     int leading(const Operand& x) const { return x.type == F32 ? x.leading : x.rows; }
 };
 
+// An older product in another stream that is not done, though this one begins: nothing orders the two streams.
+// Whether they overlap this time is chance.
+bool owns_workspace(const Product& p) {
+    Lock lock(workspaces);
+    for (const Product* other : p.workspace->pending) {
+        if (other == &p) break;
+        if (other->stream != p.stream) return false;
+    }
+    return true;
+}
+
+void free_if_unused(Workspace* w) {
+    if (!w->closed || w->pending.count) return;
+    free(w->pending.items);
+    free(w);
+}
+
+void enqueue(Product* p) {
+    Lock lock(workspaces);
+    p->workspace->pending.push(p);
+}
+
+void retire(Product* p) {
+    Lock lock(workspaces);
+    p->workspace->pending.remove_item(p);
+    free_if_unused(p->workspace);
+    free(p);
+}
+
 void run(hipStream stream, Product& p) {
-    if (p.device_alpha) p.alpha = *p.device_alpha;
-    if (p.device_beta) p.beta = *p.device_beta;
+    if (!owns_workspace(p))
+        return sim_report_fault(stream, hipErrorLaunchFailure,
+                                "a hipBLAS handle's workspace is used by two streams at once: order the streams or "
+                                "use a handle each");
     if (!inside(stream, p, p.c)) return;
     if (p.reads_ab() && !(inside(stream, p, p.a) && inside(stream, p, p.b))) return;
     Wide a, b, c;
@@ -189,13 +229,45 @@ void run(hipStream stream, Product& p) {
 bool known(Type type) { return type == F32 || type == F16 || type == BF16; }
 bool known(Transpose t) { return t == NONE || t == TRANSPOSED || t == CONJUGATED; }
 
-// Checks the arguments in rocBLAS's order and enqueues the product.
-hipblasStatus gemm(const char* call, Handle* handle, Transpose ta, Transpose tb, int m, int n, int k, const void* alpha,
-                   const void* a, Type a_type, int lda, long long stride_a, const void* b, Type b_type, int ldb,
-                   long long stride_b, const void* beta, void* c, Type c_type, int ldc, long long stride_c, int batch,
-                   Compute compute) {
-    if (sim_should_fail(call)) return HIPBLAS_STATUS_EXECUTION_FAILED;
+}  // namespace
+
+EXPORT hipblasStatus hipblasCreate(Handle** handle) {
+    if (sim_should_fail("hipblasCreate")) return HIPBLAS_STATUS_ALLOC_FAILED;
+    if (!handle) return HIPBLAS_STATUS_HANDLE_IS_NULLPTR;
+    if (!load_blas() || sim_current_device() < 0) return HIPBLAS_STATUS_NOT_INITIALIZED;
+    *handle = make<Handle>();
+    (*handle)->device = sim_current_device();
+    (*handle)->workspace = make<Workspace>();
+    return HIPBLAS_STATUS_SUCCESS;
+}
+
+EXPORT hipblasStatus hipblasDestroy(Handle* handle) {
+    if (sim_should_fail("hipblasDestroy")) return HIPBLAS_STATUS_INTERNAL_ERROR;
     if (!handle) return HIPBLAS_STATUS_NOT_INITIALIZED;
+    Lock lock(workspaces);
+    handle->workspace->closed = true;
+    free_if_unused(handle->workspace);
+    free(handle);
+    return HIPBLAS_STATUS_SUCCESS;
+}
+
+EXPORT hipblasStatus hipblasSetStream(Handle* handle, hipStream stream) {
+    if (sim_should_fail("hipblasSetStream")) return HIPBLAS_STATUS_INTERNAL_ERROR;
+    if (!handle) return HIPBLAS_STATUS_NOT_INITIALIZED;
+    if (sim_current_device() != handle->device) return HIPBLAS_STATUS_INVALID_VALUE;
+    handle->stream = stream;
+    return HIPBLAS_STATUS_SUCCESS;
+}
+
+// Checks the arguments in rocBLAS's order and enqueues the product.
+EXPORT hipblasStatus hipblasGemmStridedBatchedEx(Handle* handle, Transpose ta, Transpose tb, int m, int n, int k,
+                                                 const void* alpha, const void* a, Type a_type, int lda, long long stride_a,
+                                                 const void* b, Type b_type, int ldb, long long stride_b, const void* beta,
+                                                 void* c, Type c_type, int ldc, long long stride_c, int batch, Compute compute,
+                                                 int) {
+    if (sim_should_fail("hipblasGemmStridedBatchedEx")) return HIPBLAS_STATUS_EXECUTION_FAILED;
+    if (!handle) return HIPBLAS_STATUS_NOT_INITIALIZED;
+    if (sim_current_device() != handle->device) return HIPBLAS_STATUS_INVALID_VALUE;
     if (!known(ta) || !known(tb)) return HIPBLAS_STATUS_INVALID_ENUM;
     bool types = known(a_type) && a_type == b_type && (c_type == a_type || c_type == F32);
     if (!types || compute < COMPUTE_32F || compute > COMPUTE_32F_FAST_TF32) return HIPBLAS_STATUS_NOT_SUPPORTED;
@@ -207,7 +279,8 @@ hipblasStatus gemm(const char* call, Handle* handle, Transpose ta, Transpose tb,
     if (!beta || !c || (k && !alpha)) return HIPBLAS_STATUS_INVALID_VALUE;
 
     Product p = {};
-    p.call = call;
+    p.workspace = handle->workspace;
+    p.stream = handle->stream;
     p.sgemm = load_blas();
     p.ta = ta, p.tb = tb;
     p.m = m, p.n = n, p.k = k, p.batch = batch;
@@ -216,124 +289,17 @@ hipblasStatus gemm(const char* call, Handle* handle, Transpose ta, Transpose tb,
     p.b = {'B', data(b), b_type, b_rows, tb == NONE ? n : k, ldb, stride_b};
     p.c = {'C', data(c), c_type, m, n, ldc, stride_c};
     auto scalar = [](const void* s) { return static_cast<const float*>(s); };
-    if (handle->pointer_mode == HOST) p.alpha = k ? *scalar(alpha) : 0, p.beta = *scalar(beta);
-    else p.alpha = 1, p.device_alpha = scalar(alpha), p.device_beta = scalar(beta);
+    p.alpha = k ? *scalar(alpha) : 0, p.beta = *scalar(beta);
     if (p.reads_ab() && (!a || !b)) return HIPBLAS_STATUS_INVALID_VALUE;
 
     auto queued = make<Product>();
     *queued = p;
+    enqueue(queued);
     auto callback = [](hipStream stream, hipError_t status, void* product) {
         if (status == hipSuccess) run(stream, *static_cast<Product*>(product));
-        free(product);
+        retire(static_cast<Product*>(product));
     };
     if (hipStreamAddCallback(handle->stream, callback, queued, 0) == hipSuccess) return HIPBLAS_STATUS_SUCCESS;
-    free(queued);
+    retire(queued);
     return HIPBLAS_STATUS_INTERNAL_ERROR;
-}
-
-}  // namespace
-
-#define ENTER(call)                                                        \
-    if (sim_should_fail(#call)) return HIPBLAS_STATUS_INTERNAL_ERROR;      \
-    if (!handle) return HIPBLAS_STATUS_NOT_INITIALIZED
-
-EXPORT hipblasStatus hipblasCreate(Handle** handle) {
-    if (sim_should_fail("hipblasCreate")) return HIPBLAS_STATUS_ALLOC_FAILED;
-    if (!handle) return HIPBLAS_STATUS_HANDLE_IS_NULLPTR;
-    if (!load_blas()) return HIPBLAS_STATUS_NOT_INITIALIZED;
-    *handle = make<Handle>();
-    return HIPBLAS_STATUS_SUCCESS;
-}
-
-EXPORT hipblasStatus hipblasDestroy(Handle* handle) {
-    ENTER(hipblasDestroy);
-    free(handle);
-    return HIPBLAS_STATUS_SUCCESS;
-}
-
-EXPORT hipblasStatus hipblasSetStream(Handle* handle, hipStream stream) {
-    ENTER(hipblasSetStream);
-    handle->stream = stream;
-    return HIPBLAS_STATUS_SUCCESS;
-}
-
-#define GET_AND_SET(what, Type, member, limit)                                                  \
-    EXPORT hipblasStatus hipblasSet##what(Handle* handle, Type value) {                         \
-        ENTER(hipblasSet##what);                                                                \
-        if (static_cast<int>(value) < 0 || static_cast<int>(value) > limit) return HIPBLAS_STATUS_INVALID_ENUM; \
-        handle->member = value;                                                                 \
-        return HIPBLAS_STATUS_SUCCESS;                                                          \
-    }                                                                                           \
-    EXPORT hipblasStatus hipblasGet##what(Handle* handle, Type* value) {                        \
-        ENTER(hipblasGet##what);                                                                \
-        if (!value) return HIPBLAS_STATUS_INVALID_VALUE;                                        \
-        *value = handle->member;                                                                \
-        return HIPBLAS_STATUS_SUCCESS;                                                          \
-    }
-GET_AND_SET(PointerMode, PointerMode, pointer_mode, DEVICE)
-GET_AND_SET(AtomicsMode, int, atomics_mode, 1)
-GET_AND_SET(MathMode, int, math_mode, 5)
-
-EXPORT hipblasStatus hipblasGetStream(Handle* handle, hipStream* stream) {
-    ENTER(hipblasGetStream);
-    if (!stream) return HIPBLAS_STATUS_INVALID_VALUE;
-    *stream = handle->stream;
-    return HIPBLAS_STATUS_SUCCESS;
-}
-
-// The products need no device workspace.
-EXPORT hipblasStatus hipblasSetWorkspace(Handle* handle, void* workspace, size_t size) {
-    ENTER(hipblasSetWorkspace);
-    return size && !workspace ? HIPBLAS_STATUS_INVALID_VALUE : HIPBLAS_STATUS_SUCCESS;
-}
-
-EXPORT const char* hipblasStatusToString(hipblasStatus status) {
-    switch (status) {
-#define CASE(name) \
-    case name: return #name;
-        CASE(HIPBLAS_STATUS_SUCCESS)
-        CASE(HIPBLAS_STATUS_NOT_INITIALIZED)
-        CASE(HIPBLAS_STATUS_ALLOC_FAILED)
-        CASE(HIPBLAS_STATUS_INVALID_VALUE)
-        CASE(HIPBLAS_STATUS_MAPPING_ERROR)
-        CASE(HIPBLAS_STATUS_EXECUTION_FAILED)
-        CASE(HIPBLAS_STATUS_INTERNAL_ERROR)
-        CASE(HIPBLAS_STATUS_NOT_SUPPORTED)
-        CASE(HIPBLAS_STATUS_ARCH_MISMATCH)
-        CASE(HIPBLAS_STATUS_HANDLE_IS_NULLPTR)
-        CASE(HIPBLAS_STATUS_INVALID_ENUM)
-        CASE(HIPBLAS_STATUS_UNKNOWN)
-#undef CASE
-    }
-    return "<undefined hipblasStatus_t value>";
-}
-
-EXPORT hipblasStatus hipblasSgemm(Handle* handle, Transpose ta, Transpose tb, int m, int n, int k, const float* alpha,
-                                  const float* a, int lda, const float* b, int ldb, const float* beta, float* c, int ldc) {
-    return gemm("hipblasSgemm", handle, ta, tb, m, n, k, alpha, a, F32, lda, 0, b, F32, ldb, 0, beta, c, F32, ldc, 0, 1,
-                COMPUTE_32F);
-}
-
-EXPORT hipblasStatus hipblasSgemmStridedBatched(Handle* handle, Transpose ta, Transpose tb, int m, int n, int k,
-                                                const float* alpha, const float* a, int lda, long long stride_a, const float* b,
-                                                int ldb, long long stride_b, const float* beta, float* c, int ldc,
-                                                long long stride_c, int batch) {
-    return gemm("hipblasSgemmStridedBatched", handle, ta, tb, m, n, k, alpha, a, F32, lda, stride_a, b, F32, ldb, stride_b,
-                beta, c, F32, ldc, stride_c, batch, COMPUTE_32F);
-}
-
-EXPORT hipblasStatus hipblasGemmEx(Handle* handle, Transpose ta, Transpose tb, int m, int n, int k, const void* alpha,
-                                   const void* a, Type a_type, int lda, const void* b, Type b_type, int ldb, const void* beta,
-                                   void* c, Type c_type, int ldc, Compute compute, int) {
-    return gemm("hipblasGemmEx", handle, ta, tb, m, n, k, alpha, a, a_type, lda, 0, b, b_type, ldb, 0, beta, c, c_type, ldc, 0,
-                1, compute);
-}
-
-EXPORT hipblasStatus hipblasGemmStridedBatchedEx(Handle* handle, Transpose ta, Transpose tb, int m, int n, int k,
-                                                 const void* alpha, const void* a, Type a_type, int lda, long long stride_a,
-                                                 const void* b, Type b_type, int ldb, long long stride_b, const void* beta,
-                                                 void* c, Type c_type, int ldc, long long stride_c, int batch, Compute compute,
-                                                 int) {
-    return gemm("hipblasGemmStridedBatchedEx", handle, ta, tb, m, n, k, alpha, a, a_type, lda, stride_a, b, b_type, ldb,
-                stride_b, beta, c, c_type, ldc, stride_c, batch, compute);
 }

@@ -64,13 +64,11 @@ static void fill(char* begin, size_t size) {
     memset(begin, 0xFF, size);
 }
 
-hipError_t memory_allocate(Device* device, size_t size, hipMemoryType type, unsigned flags, void** out) {
+hipError_t memory_allocate(Device* device, size_t size, void** out) {
     {
         Lock lock(mutex);
-        if (type == hipMemoryTypeDevice) {
-            if (size > device->memory_bytes - device->used_bytes) return hipErrorOutOfMemory;
-            device->used_bytes += size;
-        }
+        if (size > device->memory_bytes - device->used_bytes) return hipErrorOutOfMemory;
+        device->used_bytes += size;
         live_bytes += size;
         ++live_count;
     }
@@ -84,7 +82,7 @@ hipError_t memory_allocate(Device* device, size_t size, hipMemoryType type, unsi
     }
     if (map == MAP_FAILED) {
         Lock lock(mutex);
-        if (type == hipMemoryTypeDevice) device->used_bytes -= size;
+        device->used_bytes -= size;
         live_bytes -= size;
         --live_count;
         return hipErrorOutOfMemory;
@@ -95,7 +93,7 @@ hipError_t memory_allocate(Device* device, size_t size, hipMemoryType type, unsi
     for (char* p = data + size; p < end; ++p) *p = static_cast<char>(canary_at(p));
 
     Allocation* a = make<Allocation>();
-    *a = {map, map_size, data, size, type, device, flags, Allocation::live};
+    *a = {map, map_size, data, size, device, Allocation::live};
     Lock lock(mutex);
     table.insert(position(map), a);
     *out = data;
@@ -109,8 +107,6 @@ bool memory_find(const void* pointer, Allocation* out) {
     *out = *a;
     return true;
 }
-
-bool memory_find_base(const void* base, Allocation* out) { return memory_find(base, out) && out->data == base; }
 
 hipError_t memory_mark_leaving(void* base) {
     Lock lock(mutex);
@@ -146,7 +142,7 @@ hipError_t memory_release(void* base) {
     // A fresh mapping in the same place gives the memory back and keeps the addresses.
     mmap(a->map, a->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     a->state = Allocation::freed;
-    if (a->type == hipMemoryTypeDevice) a->device->used_bytes -= a->size;
+    a->device->used_bytes -= a->size;
     live_bytes -= a->size;
     --live_count;
     if (quarantine.count < quarantine_limit) {
@@ -159,10 +155,6 @@ hipError_t memory_release(void* base) {
     free(oldest);
     oldest = a;
     return hipSuccess;
-}
-
-static const char* kind(const Allocation* a) {
-    return a->type == hipMemoryTypeDevice ? "allocation" : "host allocation";
 }
 
 void memory_describe(const void* address, char* text, size_t size) {
@@ -185,14 +177,14 @@ void memory_describe(const void* address, char* text, size_t size) {
     const char* freed = a->state == Allocation::freed ? "freed " : "";
     void* at = a->data;
     if (p < a->data)
-        snprintf(text, size, "%zu bytes before the start of a %s%zu-byte %s (%p)", static_cast<size_t>(a->data - p),
-                 freed, a->size, kind(a), at);
+        snprintf(text, size, "%zu bytes before the start of a %s%zu-byte allocation (%p)", static_cast<size_t>(a->data - p),
+                 freed, a->size, at);
     else if (p >= a->data + a->size)
-        snprintf(text, size, "%zu bytes past the end of a %s%zu-byte %s (%p)",
-                 static_cast<size_t>(p - a->data - a->size), freed, a->size, kind(a), at);
+        snprintf(text, size, "%zu bytes past the end of a %s%zu-byte allocation (%p)",
+                 static_cast<size_t>(p - a->data - a->size), freed, a->size, at);
     else
-        snprintf(text, size, "%s a %zu-byte %s (%p), at byte %zu", *freed ? "inside freed memory:" : "inside", a->size,
-                 kind(a), at, static_cast<size_t>(p - a->data));
+        snprintf(text, size, "%s a %zu-byte allocation (%p), at byte %zu", *freed ? "inside freed memory:" : "inside", a->size,
+                 at, static_cast<size_t>(p - a->data));
 }
 
 bool memory_range_ok(const void* pointer, size_t size, char* why, size_t why_size) {

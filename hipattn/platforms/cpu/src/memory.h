@@ -9,17 +9,14 @@ struct Allocation {
     size_t map_size;
     char* data;
     size_t size;
-    hipMemoryType type;
     Device* device;
-    unsigned flags;
     enum State { live, leaving, freed } state;  // leaving: hipFreeAsync is in a stream
 };
 
-hipError_t memory_allocate(Device*, size_t size, hipMemoryType, unsigned flags, void** out);
+hipError_t memory_allocate(Device*, size_t size, void** out);
 
-// Finds the allocation that begins at the pointer (base) or holds it, and copies its record.
+// Finds the allocation that holds the pointer, and copies its record.
 bool memory_find(const void* pointer, Allocation* out);
-bool memory_find_base(const void* base, Allocation* out);
 
 // Takes the allocation out of use. The caller has waited for the work on it. A damaged surrounding is a fault of
 // the device.

@@ -70,33 +70,32 @@ bool stream_forked() { return forked; }
 
 void stream_set_delay(unsigned microseconds) { __atomic_store_n(&delay, microseconds, __ATOMIC_RELAXED); }
 
-static Stream* create(Device* device, unsigned flags, int priority, bool is_null) {
+static Stream* create(Device* device, unsigned flags, bool is_null) {
     pthread_once(&once, start);
     Stream* s = make<Stream>();
     s->device = device;
     s->flags = flags;
-    s->priority = priority;
     s->is_null = is_null;
     pthread_cond_init(&s->work, nullptr);
     streams.push(s);
     return s;
 }
 
-Stream* stream_create(Device* device, unsigned flags, int priority) {
+Stream* stream_create(Device* device, unsigned flags) {
     Lock lock(mutex);
-    return create(device, flags, priority, false);
+    return create(device, flags, false);
 }
 
 static Stream* null_stream(Device* device) {
     Lock lock(mutex);
-    if (!device->null_stream) device->null_stream = create(device, 0, 0, true);
+    if (!device->null_stream) device->null_stream = create(device, 0, true);
     return device->null_stream;
 }
 
 static Stream* thread_stream(Device* device) {
     static thread_local Stream* own[16];
     Stream*& s = own[device->index];
-    if (!s) s = stream_create(device, 0, 0);
+    if (!s) s = stream_create(device, 0);
     return s;
 }
 

@@ -22,7 +22,6 @@ struct Operation {
 struct Stream {
     Device* device;
     unsigned flags;
-    int priority;
     bool is_null, destroyed, working;
     pthread_cond_t work;
     Operation *head, *tail;
@@ -33,7 +32,7 @@ struct Stream {
 // hipStreamPerThread the calling thread's own. Null when it is no stream.
 Stream* stream_of(void* handle);
 
-Stream* stream_create(Device*, unsigned flags, int priority);
+Stream* stream_create(Device*, unsigned flags);
 void stream_destroy(Stream*);  // returns at once; what is queued still runs
 
 Ticket stream_submit(Stream*, Operation*);

@@ -8,9 +8,9 @@ struct CopyOperation : Operation {
 };
 
 struct FillOperation : Operation {
-    char* to;
-    unsigned value, value_bytes;
-    size_t count;
+    void* to;
+    int value;
+    size_t size;
 };
 
 static size_t extent(size_t pitch, size_t width, size_t height) { return (height - 1) * pitch + width; }
@@ -69,29 +69,19 @@ hipError_t transfer_copy(Stream* stream, const Rows& r, hipMemcpyKind kind, Tick
 static void run_fill(Operation* self) {
     auto op = static_cast<FillOperation*>(self);
     Device* device = self->stream->device;
-    if (!range_or_fault(device, "a memset", op->to, op->count * op->value_bytes)) return;
-    touch(device, "a memset", [op] {
-        if (op->value_bytes == 1)
-            memset(op->to, static_cast<int>(op->value), op->count);
-        else
-            for (size_t i = 0; i < op->count; ++i)
-                memcpy(op->to + i * op->value_bytes, &op->value, op->value_bytes);  // little endian
-    });
+    if (!range_or_fault(device, "a memset", op->to, op->size)) return;
+    touch(device, "a memset", [op] { memset(op->to, op->value, op->size); });
 }
 
-hipError_t transfer_fill(Stream* stream, void* to, unsigned value, unsigned value_bytes, size_t count,
-                         Ticket* ticket) {
-    *ticket = {};
-    if (count == 0) return hipSuccess;
+hipError_t transfer_fill(Stream* stream, void* to, int value, size_t size) {
+    if (size == 0) return hipSuccess;
     Allocation a;
-    if (!to || count > SIZE_MAX / value_bytes || !memory_find(to, &a) || known_and_too_short(to, count * value_bytes))
-        return hipErrorInvalidValue;
+    if (!to || !memory_find(to, &a) || known_and_too_short(to, size)) return hipErrorInvalidValue;
     auto op = make<FillOperation>();
-    op->to = static_cast<char*>(to);
+    op->to = to;
     op->value = value;
-    op->value_bytes = value_bytes;
-    op->count = count;
+    op->size = size;
     op->run = run_fill;
-    *ticket = stream_submit(stream, op);
+    stream_submit(stream, op);
     return hipSuccess;
 }

@@ -13,4 +13,4 @@ struct Rows {  // `height` rows of `width` bytes; a plain copy has one
 };
 
 hipError_t transfer_copy(Stream*, const Rows&, hipMemcpyKind, Ticket* ticket);
-hipError_t transfer_fill(Stream*, void* to, unsigned value, unsigned value_bytes, size_t count, Ticket* ticket);
+hipError_t transfer_fill(Stream*, void* to, int value, size_t size);
