@@ -19,7 +19,10 @@ import filelock
 from hipattn import config
 from hipattn.errors import PlatformError
 
-__all__ = ["Library", "build", "compiler", "compiler_environment"]
+__all__ = ["ABI", "Library", "build", "compiler", "compiler_environment"]
+
+# What HIP's libraries are to their callers, and what is needed to be such a library: for all platforms.
+ABI = Path(__file__).parent / "abi"
 
 FLAGS = (
     *("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
@@ -51,7 +54,7 @@ def compiler() -> list[str]:
     spec = importlib.util.find_spec("ziglang")
     if spec is None or spec.origin is None:
         raise PlatformError(
-            "the cpu platform needs a C++ compiler and ziglang is not installed: "
+            "the cpu and nvidia platforms need a C++ compiler and ziglang is not installed: "
             "pip install 'hipattn[cpu]', or name a clang in HIPATTN_CXX"
         )
     return [str(Path(spec.origin).parent / "zig"), "c++"]
@@ -114,6 +117,8 @@ def _compile(command: list[str], libraries: Sequence[Library], folder: Path) -> 
         work.mkdir()
         objects = {source: Path(made, f"{source.stem}.o") for lib in libraries for source in lib.sources}
         compile_flags = [flag for flag in FLAGS if flag not in ("-shared", "-nostdlib++")]
+        # Older GCCs do not know the flag, and their C++ library is there.
+        link_flags = [flag for flag in FLAGS if flag != "-nostdlib++" or not config.get("HIPATTN_CXX")]
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 jobs = [[*compile_flags, "-c", str(source), "-o", str(o)] for source, o in objects.items()]
@@ -127,7 +132,7 @@ def _compile(command: list[str], libraries: Sequence[Library], folder: Path) -> 
                     "-o",
                     str(work / library.soname),
                 ]
-                run([*FLAGS, *parts, *links, *where, "-lpthread", "-ldl"])
+                run([*link_flags, *parts, *links, *where, "-lpthread", "-ldl"])
         except FileNotFoundError as error:
             raise PlatformError(f"the C++ compiler {command[0]!r} does not exist") from error
         work.replace(folder)

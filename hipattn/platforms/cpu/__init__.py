@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hipattn import config
 from hipattn.errors import PlatformError
-from hipattn.platforms.build import Library, build, compiler, compiler_environment
+from hipattn.platforms.build import ABI, Library, build, compiler, compiler_environment
 
 __all__ = ["fingerprint", "libraries"]
 
@@ -46,7 +46,7 @@ def libraries() -> Mapping[str, Path]:
     runtime = Library("libamdhip64.so", tuple(sorted(set(SOURCE.glob("*.cpp")) - over_runtime)))
     hiprtc = Library("libhiprtc.so", (SOURCE / "hiprtc.cpp",), links=(runtime.soname,))
     hipblas = Library("libhipblas.so", (SOURCE / "hipblas.cpp",), links=(runtime.soname,))
-    inputs = [path for path in SOURCE.rglob("*") if path.suffix in (".cpp", ".h")]
+    inputs = [path for root in (SOURCE, ABI) for path in root.rglob("*") if path.suffix in (".cpp", ".h")]
     made = build("cpu", (runtime, hiprtc, hipblas), inputs)
     return {"amdhip64": made[runtime.soname], "hiprtc": made[hiprtc.soname], "hipblas": made[hipblas.soname]}
 

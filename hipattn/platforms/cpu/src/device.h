@@ -1,8 +1,8 @@
 // The simulated devices: one for each architecture named in HIPATTN_CPU_ARCH.
 #pragma once
 
-#include "base.h"
-#include "hip_abi.h"
+#include "../../abi/base.h"
+#include "../../abi/hip_abi.h"
 
 struct Stream;
 

@@ -1,6 +1,6 @@
 // HIP's sentences for its status codes.
 #pragma once
 
-#include "hip_abi.h"
+#include "../../abi/hip_abi.h"
 
 const char* error_sentence(hipError_t);

@@ -4,7 +4,7 @@
 
 #include <setjmp.h>
 
-#include "base.h"
+#include "../../abi/base.h"
 
 struct Trap {
     int signal, code;

@@ -3,8 +3,8 @@
 #include <dlfcn.h>
 #include <stdio.h>
 
-#include "base.h"
-#include "hip_abi.h"
+#include "../../abi/base.h"
+#include "../../abi/hip_abi.h"
 
 typedef void* hipStream;
 extern "C" {

@@ -3,7 +3,7 @@
 
 #include <elf.h>
 
-#include "base.h"
+#include "../../abi/base.h"
 
 // Copies an image, whose size its caller does not give, to a file; false when it is not a whole shared library.
 bool image_copy(int file, const void* image);

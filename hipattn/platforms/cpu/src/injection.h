@@ -2,7 +2,7 @@
 // hipMalloc from now and the next of hipFree fail once.
 #pragma once
 
-#include "base.h"
+#include "../../abi/base.h"
 
 struct Counter {
     const char* name;

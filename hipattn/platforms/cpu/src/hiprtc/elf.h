@@ -3,7 +3,7 @@
 
 #include <elf.h>
 
-#include "text.h"
+#include "../../../abi/text.h"
 
 
 // Calls see(name, size) for every thread-local variable.

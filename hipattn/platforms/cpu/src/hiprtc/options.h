@@ -1,7 +1,7 @@
 // hiprtc's options: which arch to compile for, and what the host's compiler is told.
 #pragma once
 
-#include "text.h"
+#include "../../../abi/text.h"
 
 struct Arch {
     const char *name;

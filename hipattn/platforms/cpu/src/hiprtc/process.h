@@ -9,7 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "text.h"
+#include "../../../abi/text.h"
 
 extern char** environ;
 

@@ -3,7 +3,7 @@
 // reference to the dynamic LDS, and a table of the kernels is added at the end. Line numbers stay.
 #pragma once
 
-#include "text.h"
+#include "../../../abi/text.h"
 
 struct Token {
     const char* at;

@@ -18,13 +18,18 @@ enum hipError_t : int {
     hipErrorInvalidImage = 200,
     hipErrorNoBinaryForGpu = 209,
     hipErrorSharedObjectInitFailed = 303,
+    hipErrorUnsupportedLimit = 215,
+    hipErrorPeerAccessUnsupported = 217,
+    hipErrorFileNotFound = 301,
     hipErrorInvalidHandle = 400,
     hipErrorNotFound = 500,
     hipErrorNotReady = 600,
     hipErrorIllegalAddress = 700,
     hipErrorLaunchOutOfResources = 701,
     hipErrorContextIsDestroyed = 709,
+    hipErrorHostMemoryNotRegistered = 713,
     hipErrorLaunchFailure = 719,
+    hipErrorNotSupported = 801,
     hipErrorUnknown = 999,
 };
 
@@ -195,4 +200,13 @@ enum hipFuncAttribute : int {
     hipFuncAttributeMaxDynamicSharedMemorySize = 8,
     hipFuncAttributePreferredSharedMemoryCarveout = 9,
 };
-enum hipMemPoolAttr : int { hipMemPoolAttrReleaseThreshold = 4 };
+enum hipMemPoolAttr : int {
+    hipMemPoolReuseFollowEventDependencies = 1,
+    hipMemPoolReuseAllowOpportunistic = 2,
+    hipMemPoolReuseAllowInternalDependencies = 3,
+    hipMemPoolAttrReleaseThreshold = 4,
+    hipMemPoolAttrReservedMemCurrent = 5,
+    hipMemPoolAttrReservedMemHigh = 6,
+    hipMemPoolAttrUsedMemCurrent = 7,
+    hipMemPoolAttrUsedMemHigh = 8,
+};

@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "../base.h"
+#include "base.h"
 
 struct InPlace {};
 inline void* operator new(size_t, void* at, InPlace) { return at; }
