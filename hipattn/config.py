@@ -63,9 +63,9 @@ VARIABLES: dict[str, Variable] = {
         Variable(
             "HIPATTN_PLATFORM",
             "auto",
-            "auto, amd or cpu",
+            "auto, amd, nvidia or cpu",
             "Which libraries hip-python opens; auto takes the first platform that finds a device.",
-            _one_of("auto", "amd", "cpu"),
+            _one_of("auto", "amd", "nvidia", "cpu"),
         ),
         Variable(
             "HIPATTN_SYNC",
@@ -92,7 +92,22 @@ VARIABLES: dict[str, Variable] = {
             "HIPATTN_CXX",
             "",
             "a command",
-            "The C++ compiler for the cpu platform, in place of ziglang's clang. Must be clang 18 or newer.",
+            "The C++ compiler of the cpu and nvidia platforms, in place of ziglang's clang. For cpu: clang 18 or "
+            "newer.",
+            str,
+        ),
+        Variable(
+            "HIPATTN_NVIDIA_NVRTC",
+            "",
+            "a file",
+            "The libnvrtc of the nvidia platform (default: what cuda-pathfinder finds).",
+            str,
+        ),
+        Variable(
+            "HIPATTN_NVIDIA_CUBLAS",
+            "",
+            "a file",
+            "The libcublas of the nvidia platform (default: what cuda-pathfinder finds).",
             str,
         ),
         Variable(

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from hipattn.errors import ArgumentError
 from hipattn.layout import row_major, span
 
-__all__ = ["CPU", "HOST", "ROCM", "Memory", "device_name", "from_capsule", "to_capsule"]
+__all__ = ["CPU", "CUDA", "DEVICE_TYPES", "HOST", "ROCM", "Memory", "device_name", "from_capsule", "to_capsule"]
 
-CPU, ROCM = 1, 10
+CPU, CUDA, ROCM = 1, 2, 10
+DEVICE_TYPES = {"cpu": CPU, "nvidia": CUDA, "amd": ROCM}  # by platform
 _DEVICE_NAMES = {1: "CPU", 2: "CUDA", 3: "CUDAHost", 8: "Metal", 10: "ROCM", 11: "ROCMHost", 14: "oneAPI"}
 HOST = (1, 3, 11)  # device types whose memory the CPU reads
 

@@ -18,6 +18,8 @@ from hipattn.runtime.stream import Stream
 
 __all__ = ["borrow", "check_device"]
 
+_NULL_STREAM = {dlpack.CUDA: 1, dlpack.ROCM: 0}  # what DLPack calls it
+
 _TYPESTRS = {np.dtype(kind).str: np.dtype(kind) for kind in (np.float32, np.float16)}
 
 
@@ -84,14 +86,15 @@ def _from_dlpack(obj: Any, stream: Stream | None, argument: str) -> tuple[Device
         # A simulated device's memory, which its owner uses from the host.
         check_device(argument, device.index, stream)
         return _wrap(memory, stream or device.default_stream, sync_to_close=True), memory
-    if kind != dlpack.ROCM or platform.simulated:
-        accepted = "host memory" if platform.simulated else "ROCM devices and host memory"
+    if platform.simulated or kind != dlpack.DEVICE_TYPES[platform.name]:
+        devices = {"amd": "ROCM devices and ", "nvidia": "CUDA devices and "}
+        accepted = f"{devices.get(platform.name, '')}host memory"
         raise ArgumentError(
             f"{argument} is on {dlpack.device_name(kind, index)}; accepted on the {platform.name} platform: {accepted}"
         )
     check_device(argument, index, stream)
     stream = stream or Device(index).default_stream
-    memory = dlpack.from_capsule(_capsule(obj, argument, stream=stream.handle), argument)
+    memory = dlpack.from_capsule(_capsule(obj, argument, stream=stream.handle or _NULL_STREAM[kind]), argument)
     return _wrap(memory, stream), memory
 
 
@@ -137,7 +140,7 @@ def _from_interface(obj: Any, stream: Stream | None, argument: str) -> tuple[Dev
         owner = stream
     else:
         stream.wait(owner)
-    memory = Memory(pointer, shape, strides, dtype, (dlpack.ROCM, device.index), obj)
+    memory = Memory(pointer, shape, strides, dtype, (dlpack.DEVICE_TYPES[bindings.platform().name], device.index), obj)
     return _wrap(memory, owner), memory
 
 

@@ -349,7 +349,7 @@ class DeviceTensor:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return DLPack's device type and index. A simulated device's memory is the CPU's."""
-        return (dlpack.CPU, 0) if self.device.simulated else (dlpack.ROCM, self.device.index)
+        return dlpack.DEVICE_TYPES[bindings.platform().name], 0 if self.device.simulated else self.device.index
 
     def __dlpack__(
         self,
@@ -365,8 +365,8 @@ class DeviceTensor:
         ----------
         stream
             Where the consumer will use it: a ``hipStream_t``, made to wait for the work that uses the memory;
-            0 or None for the null stream; -1 for no synchronisation. On a simulated device: None, for which
-            the host waits for the work, or -1.
+            None or 0 (CUDA: None or 1) for the null stream; -1 for no synchronisation. On a simulated device:
+            None, for which the host waits for the work, or -1.
         max_version
             The newest version that the consumer understands.
         dl_device
@@ -385,17 +385,21 @@ class DeviceTensor:
         if dl_device is not None and tuple(map(int, dl_device)) != device:
             wanted, there = (dlpack.device_name(*map(int, where)) for where in (dl_device, device))
             raise BufferError(f"dl_device is {wanted}; the tensor can only be exported on {there}, where it is")
-        simulated = self.device.simulated
-        if stream is not None and (stream < -1 or stream in (1, 2) or (simulated and stream != -1)):
-            accepted = "None or -1" if simulated else "None, -1, 0 or a hipStream_t (1 and 2 are CUDA's)"
+        refused, accepted = {
+            dlpack.CPU: (range(sys.maxsize), "None or -1"),
+            dlpack.CUDA: ((0,), "None, -1 or a CUstream (1 is the null stream; 0 is ambiguous)"),
+            dlpack.ROCM: ((1, 2), "None, -1, 0 or a hipStream_t (1 and 2 are CUDA's)"),
+        }[device[0]]
+        if stream is not None and (stream < -1 or stream in refused):
             raise ArgumentError(f"stream is {stream}; accepted: {accepted}")
         tensor = self._copy() if copy else self
         if stream != -1:
             own = tensor.buffer.join()
-            if simulated:
+            handle = 0 if stream in (None, 1) else stream
+            if self.device.simulated:
                 own.sync()
-            elif own.handle != (stream or 0):
-                consumer = Stream.from_handle(stream or 0, self.device)
+            elif own.handle != handle:
+                consumer = Stream.from_handle(handle, self.device)
                 consumer.wait(own)
                 tensor.buffer.used_on(consumer)
         memory = dlpack.Memory(tensor.pointer, tensor.shape, tensor.strides, tensor.dtype, device, tensor)

@@ -154,14 +154,14 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure whether hipattn works here, check by check.")
     add = parser.add_argument
-    add("--platform", choices=("auto", "amd", "cpu"), help="default: HIPATTN_PLATFORM, or auto")
+    add("--platform", choices=("auto", "amd", "nvidia", "cpu"), help="default: HIPATTN_PLATFORM, or auto")
     simulated: Any = {"choices": config.SIMULATED_ARCHS, "help": "GPU to simulate (cpu platform); repeatable"}
     add("--arch", action="append", default=[], **simulated)
     add("--model", choices=("smollm2",), help="add the first layer of a real model, fetched at first use")
     add("--quick", action="store_true", help="small shapes only, for slow devices")
     add("--json", metavar="FILE", help="write the results to FILE; -: to stdout, a line a check, no table")
     options = parser.parse_args()
-    if options.arch and options.platform == "amd":
+    if options.arch and options.platform in ("amd", "nvidia"):
         parser.error("--arch is for the cpu platform; a GPU has its own")
     return options
 

@@ -23,7 +23,10 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
 
 DEVICES = [Device(index) for index in range(Device.count())]
-ARCHS = [device.arch for device in DEVICES] or ["gfx942", "gfx1100"]  # compiling needs no device
+# Compiling needs no device.
+ARCHS = [device.arch for device in DEVICES] or {"nvidia": ["sm_80", "sm_90"]}.get(
+    bindings.platform().name, ["gfx942", "gfx1100"]
+)
 
 
 @pytest.fixture(scope="session", params=DEVICES, ids=[device.arch for device in DEVICES])

@@ -21,6 +21,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
     "HIPATTN_FALLBACK": ("cpu", {"cpu": "cpu", "error": "error"}, ("gpu", "Error", "1")),
     "HIPATTN_CACHE_DIR": ("", TEXTS, ()),
     "HIPATTN_CXX": ("", TEXTS, ()),
+    "HIPATTN_NVIDIA_NVRTC": ("", TEXTS, ()),
+    "HIPATTN_NVIDIA_CUBLAS": ("", TEXTS, ()),
     "HIPATTN_CPU_ARCH": (
         ("gfx942",),
         {"gfx90a": ("gfx90a",), "gfx1100,gfx950,gfx1201": ("gfx1100", "gfx950", "gfx1201")},

@@ -15,8 +15,10 @@ from hipattn.runtime import bindings, buffer
 from hipattn.tensor import BFLOAT16, FLOAT16, FLOAT32, as_dtype
 from tests.helpers.tolerance import DTYPES
 
+PLATFORM = bindings.platform().name
 SIMULATED = bindings.platform().simulated
-HERE = (1, 0) if SIMULATED else (10, 0)  # DLPack's CPU or ROCM
+NULL_STREAM = 1 if PLATFORM == "nvidia" else 0  # what DLPack calls it
+HERE = {"cpu": (1, 0), "nvidia": (2, 0), "amd": (10, 0)}[PLATFORM]  # DLPack's CPU, CUDA or ROCM
 
 on_a_gpu = pytest.mark.skipif(SIMULATED, reason="a simulated device's memory is the CPU's")
 simulated = pytest.mark.skipif(not SIMULATED, reason="needs a simulated device")
@@ -270,7 +272,7 @@ def test_repeated_elements() -> None:
 
 def test_dlpack_device(device: Device) -> None:
     tensor = DeviceTensor.empty((2,), stream=device.default_stream)
-    assert tensor.__dlpack_device__() == ((1, 0) if SIMULATED else (10, device.index))
+    assert tensor.__dlpack_device__() == (HERE[0], 0 if SIMULATED else device.index)
 
 
 @pytest.mark.parametrize("version", [None, (1, 0)])
@@ -301,12 +303,12 @@ def test_export_of_a_copy(stream: Stream) -> None:
 
 def test_export_elsewhere_is_refused() -> None:
     tensor = DeviceTensor.empty((2,))
-    with pytest.raises(BufferError, match=r"dl_device is CUDA device 0; .* on (CPU|ROCM) device 0"):
-        tensor.__dlpack__(dl_device=(2, 0))
+    with pytest.raises(BufferError, match=r"dl_device is Metal device 0; .* on (CPU|CUDA|ROCM) device 0"):
+        tensor.__dlpack__(dl_device=(8, 0))
     assert tensor.__dlpack__(dl_device=HERE)
 
 
-@pytest.mark.parametrize("stream", [1, 2, -2, *([0, 0x7000] if SIMULATED else [])])
+@pytest.mark.parametrize("stream", {"amd": [1, 2, -2], "nvidia": [0, -2], "cpu": [0, 1, 2, -2, 0x7000]}[PLATFORM])
 def test_streams_that_are_refused(stream: int) -> None:
     with pytest.raises(ArgumentError, match=f"stream is {stream}; accepted: None"):
         DeviceTensor.empty((2,)).__dlpack__(stream=stream)
@@ -332,7 +334,7 @@ def test_host_consumers_wait_for_the_device(device: Device) -> None:
 @on_a_gpu
 def test_a_consumer_s_stream_waits_for_the_tensor_s(device: Device) -> None:
     with Stream(device) as mine, Stream(device) as consumer:
-        for stream, waits in ((-1, 0), (mine.handle, 0), (consumer.handle, 1), (None, 1), (0, 1)):
+        for stream, waits in ((-1, 0), (mine.handle, 0), (consumer.handle, 1), (None, 1), (NULL_STREAM, 1)):
             tensor = DeviceTensor.from_numpy(numbers(4), stream=mine)
             with bindings.record() as calls:
                 tensor.__dlpack__(stream=stream)
@@ -450,10 +452,11 @@ def test_the_host_waits_before_it_gives_host_memory_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [(2, "CUDA device 1"), (8, "Metal device 1"), (99, "DLPack type 99 device 1")]
+    ("kind", "words"), [(14, "oneAPI device 1"), (8, "Metal device 1"), (99, "DLPack type 99 device 1")]
 )
 def test_other_platforms_are_refused(kind: int, words: str) -> None:
-    accepted = "cpu platform: host memory" if SIMULATED else "amd platform: ROCM devices and host memory"
+    devices = {"amd": "ROCM devices and ", "nvidia": "CUDA devices and ", "cpu": ""}[PLATFORM]
+    accepted = f"{PLATFORM} platform: {devices}host memory"
     with pytest.raises(ArgumentError, match=f"k is on {words}; accepted on the {accepted}"):
         DeviceTensor.asarray(DLPackDevice(kind, 1), argument="k")
 
@@ -461,7 +464,7 @@ def test_other_platforms_are_refused(kind: int, words: str) -> None:
 def test_a_gpu_s_array_on_another_device_is_refused() -> None:
     match = "k is on ROCM device 99" if SIMULATED else "k is on device 99; accepted: 0 to 0"
     with pytest.raises(ArgumentError, match=match):
-        DeviceTensor.asarray(DLPackDevice(10, 99), argument="k")
+        DeviceTensor.asarray(DLPackDevice(2 if PLATFORM == "nvidia" else 10, 99), argument="k")
 
 
 @pytest.mark.skipif(Device.count() < 2, reason="needs two devices")

@@ -1,10 +1,10 @@
-"""The GPU architectures that AMD's compiler knows and hipattn can target."""
+"""The GPU architectures that hipattn can target: those that AMD's compiler knows, and NVIDIA's."""
 
 from __future__ import annotations
 
 from hipattn.errors import ArgumentError
 
-__all__ = ["ARCHS", "lds_limit", "wave_size"]
+__all__ = ["ARCHS", "NVIDIA_ARCHS", "lds_limit", "wave_size"]
 
 _WAVE64 = ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx90c", "gfx942", "gfx950")
 _WAVE32 = (
@@ -35,20 +35,37 @@ _WAVE32 = (
 )
 ARCHS = (*_WAVE64, *_WAVE32)
 
+# Architecture → KiB of shared memory that a block can have.
+_SHARED_MEMORY = {
+    "sm_80": 163,
+    "sm_86": 99,
+    "sm_87": 163,
+    "sm_89": 99,
+    "sm_90": 227,
+    "sm_100": 227,
+    "sm_103": 227,
+    "sm_110": 227,
+    "sm_120": 99,
+    "sm_121": 99,
+}
+NVIDIA_ARCHS = tuple(_SHARED_MEMORY)
+
 
 def wave_size(arch: str) -> int:
-    """Return how many lanes of `arch` execute together: 64 before gfx10, 32 from there on.
+    """Return how many lanes of `arch` execute together: 64 before gfx10, 32 from there on and on NVIDIA's GPUs.
 
     Raises
     ------
     ArgumentError
-        `arch` is not the name of an AMD GPU architecture.
+        `arch` is not the name of a GPU architecture.
     """
-    if arch not in ARCHS:
-        raise ArgumentError(f"arch is {arch!r}; accepted: {', '.join(ARCHS)}")
+    if arch not in ARCHS and arch not in NVIDIA_ARCHS:
+        raise ArgumentError(f"arch is {arch!r}; accepted: {', '.join((*ARCHS, *NVIDIA_ARCHS))}")
     return 64 if arch in _WAVE64 else 32
 
 
 def lds_limit(arch: str) -> int:
     """Return how many bytes of local memory (LDS) a block can have on `arch`."""
+    if arch in _SHARED_MEMORY:
+        return _SHARED_MEMORY[arch] << 10
     return 160 << 10 if arch == "gfx950" else 64 << 10

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hipattn import config
 from hipattn.errors import PlatformError
-from hipattn.platforms import cpu
+from hipattn.platforms import cpu, nvidia
 
 __all__ = ["Platform", "choose", "rocm_library"]
 
@@ -29,7 +29,7 @@ class Platform:
     Attributes
     ----------
     name : str
-        "amd" (ROCm's libraries) or "cpu" (a simulated AMD GPU over host memory).
+        "amd" (ROCm's libraries), "nvidia" (ours over CUDA's) or "cpu" (a simulated AMD GPU over host memory).
     libraries : mapping of str to Path
         Short name ("amdhip64") → the library to open. What is not in it is found as hip-python finds it.
     fingerprint : str
@@ -75,6 +75,16 @@ def choose(find_rocm_library: FindLibrary) -> Platform:
             return Platform("amd", {}, fingerprint, "ROCm finds an AMD GPU" if wanted == "auto" else named)
         if wanted == "amd":
             raise PlatformError(f"{named}, but {problem}")
+    if wanted == "nvidia" or (wanted == "auto" and not nvidia.missing_device()):
+        try:
+            libraries = nvidia.libraries()
+            reason = named if wanted == "nvidia" else f"{problem}; the NVIDIA driver finds a GPU"
+            return Platform("nvidia", libraries, nvidia.fingerprint(libraries), reason)
+        except PlatformError as error:
+            if wanted == "nvidia":
+                raise PlatformError(f"{named}, but {error}") from error
+            problem += f"; there is an NVIDIA GPU, but {error}"
+    if wanted == "auto":
         log.warning("%s; using the cpu platform, which simulates one (slow, for development)", problem)
     try:
         libraries = cpu.libraries()

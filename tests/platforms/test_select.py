@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from hipattn import ConfigError, PlatformError
-from hipattn.platforms import cpu, select
+from hipattn.platforms import cpu, nvidia, select
 from hipattn.platforms.select import choose, rocm_library
+from hipattn.runtime import bindings
+
+pytestmark = pytest.mark.skipif(
+    bindings.platform().name != "cpu", reason="the simulator's libraries cannot be loaded beside those in use"
+)
 
 
 def nowhere(shortname: str) -> bytes:
@@ -45,6 +50,7 @@ def test_auto_takes_what_has_a_device(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setenv("HIPATTN_PLATFORM", "auto")
     assert choose(simulator).name == "amd"
     monkeypatch.setattr(select, "_missing_device", lambda _: "there is none")
+    monkeypatch.setattr(nvidia, "missing_device", lambda: "nor one of NVIDIA")
     with caplog.at_level(logging.WARNING, "hipattn"):
         assert choose(simulator).name == "cpu"
     assert "there is none; using the cpu platform" in caplog.text
@@ -77,7 +83,7 @@ def test_what_is_not_known_is_refused_with_what_is(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HIPATTN_PLATFORM", "cpu")
     monkeypatch.setenv(name, "vulkan")
     monkeypatch.setattr(cpu, "libraries", cpu.libraries.__wrapped__)  # not those of this process
-    with pytest.raises(ConfigError, match=f"{name} is 'vulkan'; accepted: .*(amd or cpu|gfx942)"):
+    with pytest.raises(ConfigError, match=f"{name} is 'vulkan'; accepted: .*(nvidia or cpu|gfx942)"):
         choose(nowhere)
 
 
@@ -88,7 +94,7 @@ def test_what_is_not_known_is_refused_with_what_is(monkeypatch: pytest.MonkeyPat
             {"HIPATTN_PLATFORM": "amd", "ROCM_PATH": "/nowhere", "ROCM_HOME": "/nowhere"},
             "PlatformError: HIPATTN_PLATFORM is amd, but ROCm's libamdhip64 was not found (ROCM_PATH names where",
         ),
-        ({"HIPATTN_PLATFORM": "vulkan"}, "ConfigError: HIPATTN_PLATFORM is 'vulkan'; accepted: auto, amd or cpu"),
+        ({"HIPATTN_PLATFORM": "vulkan"}, "ConfigError: HIPATTN_PLATFORM is 'vulkan'; accepted: auto, amd, nvidia or"),
         (
             {"HIPATTN_PLATFORM": "cpu", "HIPATTN_CPU_ARCH": "gfx942,gfx000"},
             "ConfigError: HIPATTN_CPU_ARCH is 'gfx942,gfx000'; accepted: a comma-separated list of gfx90a",
@@ -110,3 +116,28 @@ def test_a_user_s_first_call_says_what_is_wrong(changed: dict[str, str], says: s
     assert done.stdout == "imported\n"
     assert done.returncode == 1
     assert f"\nhipattn.errors.{says}" in done.stderr
+
+
+def test_nvidia_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIPATTN_PLATFORM", "nvidia")
+    monkeypatch.setattr(nvidia, "missing_device", lambda: "there is none")
+    nvidia.libraries.cache_clear()
+    monkeypatch.setenv("HIPATTN_NVIDIA_NVRTC", "/nowhere/libnvrtc.so.13")
+    with pytest.raises(PlatformError, match=r"HIPATTN_NVIDIA_NVRTC is '/nowhere/libnvrtc.so.13', which is no file"):
+        choose(nowhere)
+    monkeypatch.setenv("HIPATTN_NVIDIA_NVRTC", "")
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    with pytest.raises(PlatformError, match=r"needs cuda-pathfinder.*pip install 'hipattn\[nvidia\]'"):
+        choose(nowhere)
+
+
+def test_auto_says_why_an_nvidia_gpu_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HIPATTN_PLATFORM", "auto")
+    monkeypatch.setattr(nvidia, "missing_device", lambda: "")
+    nvidia.libraries.cache_clear()
+    monkeypatch.setenv("HIPATTN_NVIDIA_NVRTC", "/nowhere/libnvrtc.so.13")
+    with caplog.at_level(logging.WARNING, "hipattn"):
+        assert choose(nowhere).name == "cpu"
+    assert "there is an NVIDIA GPU, but HIPATTN_NVIDIA_NVRTC is" in caplog.text

@@ -1,0 +1,42 @@
+// hipBLAS's status codes and enumerations.
+#pragma once
+
+enum hipblasStatus : int {
+    HIPBLAS_STATUS_SUCCESS = 0,
+    HIPBLAS_STATUS_NOT_INITIALIZED = 1,
+    HIPBLAS_STATUS_ALLOC_FAILED = 2,
+    HIPBLAS_STATUS_INVALID_VALUE = 3,
+    HIPBLAS_STATUS_MAPPING_ERROR = 4,
+    HIPBLAS_STATUS_EXECUTION_FAILED = 5,
+    HIPBLAS_STATUS_INTERNAL_ERROR = 6,
+    HIPBLAS_STATUS_NOT_SUPPORTED = 7,
+    HIPBLAS_STATUS_ARCH_MISMATCH = 8,
+    HIPBLAS_STATUS_HANDLE_IS_NULLPTR = 9,
+    HIPBLAS_STATUS_INVALID_ENUM = 10,
+    HIPBLAS_STATUS_UNKNOWN = 11,
+};
+enum Transpose : int { NONE = 111, TRANSPOSED = 112, CONJUGATED = 113 };  // as in CBLAS
+enum Type : int { F32 = 0, F16 = 2, BF16 = 14 };                          // hipDataType
+enum Compute : int { COMPUTE_32F = 2, COMPUTE_32F_PEDANTIC = 3, COMPUTE_32F_FAST_TF32 = 6 };
+enum PointerMode : int { HOST, DEVICE };
+
+inline const char* hipblas_status_name(hipblasStatus status) {
+    switch (status) {
+#define CASE(name) \
+    case name: return #name;
+        CASE(HIPBLAS_STATUS_SUCCESS)
+        CASE(HIPBLAS_STATUS_NOT_INITIALIZED)
+        CASE(HIPBLAS_STATUS_ALLOC_FAILED)
+        CASE(HIPBLAS_STATUS_INVALID_VALUE)
+        CASE(HIPBLAS_STATUS_MAPPING_ERROR)
+        CASE(HIPBLAS_STATUS_EXECUTION_FAILED)
+        CASE(HIPBLAS_STATUS_INTERNAL_ERROR)
+        CASE(HIPBLAS_STATUS_NOT_SUPPORTED)
+        CASE(HIPBLAS_STATUS_ARCH_MISMATCH)
+        CASE(HIPBLAS_STATUS_HANDLE_IS_NULLPTR)
+        CASE(HIPBLAS_STATUS_INVALID_ENUM)
+        CASE(HIPBLAS_STATUS_UNKNOWN)
+#undef CASE
+    }
+    return "<undefined hipblasStatus_t value>";
+}
