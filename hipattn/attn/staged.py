@@ -416,7 +416,10 @@ class HipAttentionKernels:
             self._scratch.pop(handle).buffer.close()
         if held is None:
             return DeviceBuffer(nbytes, stream)
-        if held.buffer.nbytes >= nbytes and not held.buffer.stream.closed:
+        if held.buffer.stream.closed:  # another stream's, which had the same handle
+            held.buffer.close()
+            return DeviceBuffer(nbytes, stream)
+        if held.buffer.nbytes >= nbytes:
             return held.buffer
         held.buffer.close()
         try:  # decoding asks for a little more each time

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from typing import Any, ClassVar
 
 from hipattn import config
 from hipattn.errors import ArgumentError, ClosedError
@@ -34,10 +35,14 @@ class Stream(Owned):
         Whether each launch is synchronised (HIPATTN_SYNC).
     """
 
+    # (device, handle) → the object that owns it, so that a handle that comes back is known for closed when it is.
+    _owners: ClassVar[weakref.WeakValueDictionary[tuple[int, int], Stream]] = weakref.WeakValueDictionary()
+
     def __init__(self, device: Device | None = None) -> None:
         self._native: Any = None
+        self._owner: Stream | None = None
         self._owned = False
-        self.closed = True  # until there is something to close
+        self._closed = True  # until there is something to close
         self.device = Device.of(device)
         self._settings()
         self.device.use()
@@ -45,25 +50,33 @@ class Stream(Owned):
         flags = bindings.hip.hipStreamNonBlocking
         self._native = check(bindings.hip.hipStreamCreateWithFlags(flags), "hipStreamCreateWithFlags")
         self._owned = True
-        self.closed = False
+        self._closed = False
+        self._owners[self.device.index, self.handle] = self
 
     @classmethod
     def from_handle(cls, handle: int, device: Device | None = None) -> Stream:
         """Wrap a stream that another library made (torch's ``torch.cuda.current_stream().cuda_stream``).
 
-        It must outlive the object, which never destroys it. 0 is the null stream.
+        It must outlive the object, which never destroys it; the handle of a `Stream` is closed when that is. 0 is
+        the null stream.
         """
         self = cls.__new__(cls)
         self.device = Device.of(device)
+        self._owner = cls._owners.get((self.device.index, handle))
         self._settings()
         self._native = bindings.hip.ihipStream_t.fromObj(handle) if handle else None
         self._owned = False
-        self.closed = False
+        self._closed = False
         return self
 
     def _settings(self) -> None:
         self.sync_each: bool = config.get("HIPATTN_SYNC")
         self._one_of_many = Device.count() > 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream, or the `Stream` that its handle is of, was closed."""
+        return self._closed or (self._owner is not None and self._owner._closed)
 
     @property
     def native(self) -> Any:
@@ -127,9 +140,10 @@ class Stream(Owned):
         try:
             self.sync()
         finally:
-            self.closed = True
+            self._closed = True
             native, self._native = self._native, None
             if self._owned:
+                self._owners.pop((self.device.index, int(native)), None)
                 check(bindings.hip.hipStreamDestroy(native), "hipStreamDestroy")
 
     def __del__(self) -> None:

@@ -142,3 +142,12 @@ def test_sync_each_is_read_from_the_environment(device: Device, monkeypatch: pyt
     ):
         Stream(device)
     assert "hipStreamCreateWithFlags" not in names(calls)
+
+
+def test_a_handle_of_a_stream_is_closed_with_it(device: Device) -> None:
+    with Stream(device) as stream:
+        handle = Stream.from_handle(stream.handle, device)
+        handle.sync()
+    assert handle.closed
+    with pytest.raises(ClosedError, match="the stream is closed"):
+        handle.sync()
