@@ -110,6 +110,7 @@ def test_without_ziglang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ziglang", None)  # as if not installed
     with pytest.raises(PlatformError, match=r"ziglang is not installed: pip install 'hipattn\[cpu\]', or name a clang"):
         compiler()
+    monkeypatch.setattr(cpu, "_blas", lambda: Path("libscipy_openblas.so"))
     with pytest.raises(PlatformError, match="ziglang is not installed"):
         cpu.libraries.__wrapped__()
     monkeypatch.setenv("HIPATTN_CXX", "clang++ -O1")
