@@ -20,21 +20,19 @@ from hipattn import HipattnError
 from hipattn.cli import report
 from hipattn.cli.compiler import require_compiler
 from hipattn.cli.output import console
-
-ARCHS = (
-    *("gfx906", "gfx908", "gfx90a", "gfx942", "gfx950"),
-    *("gfx1030", "gfx1100", "gfx1151", "gfx1200", "gfx1201"),
-)
+from hipattn.compiler.target import CHECKED_ARCHS
 
 
 def main() -> None:
     """Compile, analyse and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", default="*", help="attention_softmax, or a pattern of forms (default: all)")
-    parser.add_argument("--arch", action="append", help=f"may be given several times (default: {' '.join(ARCHS)})")
+    parser.add_argument(
+        "--arch", action="append", help=f"may be given several times (default: {' '.join(CHECKED_ARCHS)})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     arguments = parser.parse_args()
-    wanted = [(s, arch) for arch in arguments.arch or ARCHS for s in report.select(arguments.kernel, arch)]
+    wanted = [(s, arch) for arch in arguments.arch or CHECKED_ARCHS for s in report.select(arguments.kernel, arch)]
     require_compiler()
     # Processes, because compilations in one wait for each other; spawned, because ROCm is loaded in this one.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:

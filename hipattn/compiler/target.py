@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from hipattn.errors import ArgumentError
 
-__all__ = ["ARCHS", "NVIDIA_ARCHS", "lds_limit", "wave_size"]
+__all__ = ["ARCHS", "CHECKED_ARCHS", "NVIDIA_ARCHS", "lds_limit", "wave_size"]
 
 _WAVE64 = ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx90c", "gfx942", "gfx950")
 _WAVE32 = (
-    *(
-        "gfx1010",
-        "gfx1011",
-        "gfx1012",
-        "gfx1030",
-        "gfx1031",
-        "gfx1032",
-        "gfx1033",
-        "gfx1034",
-        "gfx1035",
-        "gfx1036",
-    ),
-    *(
-        "gfx1100",
-        "gfx1101",
-        "gfx1102",
-        "gfx1103",
-        "gfx1150",
-        "gfx1151",
-        "gfx1152",
-        "gfx1153",
-        "gfx1200",
-        "gfx1201",
-    ),
+    *("gfx1010", "gfx1011", "gfx1012", "gfx1030", "gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"),
+    *("gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153", "gfx1200", "gfx1201"),
 )
 ARCHS = (*_WAVE64, *_WAVE32)
+
+# One or more of each family: those that every kernel is compiled for, checked and reported.
+CHECKED_ARCHS = (
+    *("gfx906", "gfx908", "gfx90a", "gfx942", "gfx950"),
+    *("gfx1030", "gfx1100", "gfx1151", "gfx1200", "gfx1201"),
+)
 
 # Architecture → KiB of shared memory that a block can have.
 _SHARED_MEMORY = {

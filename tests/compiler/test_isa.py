@@ -16,6 +16,7 @@ from hipattn.compiler.descriptor import allocated_vgprs
 from hipattn.compiler.isa import Instruction, analyse, hottest_loop, parse, reachable
 from hipattn.compiler.occupancy import waves_per_simd
 from hipattn.compiler.program import Program
+from hipattn.compiler.target import CHECKED_ARCHS
 from hipattn.kernels import softmax
 from hipattn.runtime import bindings
 
@@ -267,12 +268,11 @@ real = pytest.mark.skipif(
     bindings.platform().name != "amd" or llvm.find("llvm-objdump") is None,
     reason="needs ROCm's compiler and llvm-objdump",
 )
-ARCHS = ("gfx906", "gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1151", "gfx1200", "gfx1201")
 
 
 @real
 @pytest.mark.rocm
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", CHECKED_ARCHS)
 def test_softmax_of_every_arch(arch: str) -> None:
     specialisation = softmax.specialise("float32", "float32", softmax.choose(4096, 4, 64), lse=False)
     image = Program(specialisation.render(arch), headers=specialisation.headers()).compile(arch).image
@@ -332,7 +332,7 @@ def test_registers_are_what_the_descriptor_reserves(arch: str) -> None:
 @real
 @pytest.mark.rocm
 @pytest.mark.skipif(llvm.find("llc") is None, reason="needs llc")
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", CHECKED_ARCHS)
 def test_occupancy_is_what_llvm_reckons(arch: str) -> None:
     cases = list(product((20, 36, 84, 100, 128, 160, 250), (1, 3000, 20000, 40000), (64, 256, 512)))
     code = ""

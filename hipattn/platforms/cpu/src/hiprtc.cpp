@@ -6,6 +6,7 @@
 #include <cpuid.h>
 #endif
 
+#include "../../abi/hiprtc_abi.h"
 #include "hiprtc/elf.h"
 #include "hiprtc/options.h"
 #include "hiprtc/process.h"
@@ -13,22 +14,6 @@
 #include "sim_abi.h"
 
 extern "C" int sim_should_fail(const char* name);
-
-enum hiprtcResult {
-    HIPRTC_SUCCESS,
-    HIPRTC_ERROR_OUT_OF_MEMORY,
-    HIPRTC_ERROR_PROGRAM_CREATION_FAILURE,
-    HIPRTC_ERROR_INVALID_INPUT,
-    HIPRTC_ERROR_INVALID_PROGRAM,
-    HIPRTC_ERROR_INVALID_OPTION,
-    HIPRTC_ERROR_COMPILATION,
-    HIPRTC_ERROR_BUILTIN_OPERATION_FAILURE,
-    HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION,
-    HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION,
-    HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID,
-    HIPRTC_ERROR_INTERNAL_ERROR,
-    HIPRTC_ERROR_LINKING = 100,
-};
 
 struct Program {
     Text source, name, log, code;
@@ -221,27 +206,7 @@ bool compile(Program& p, int count, const char* const* given) {
 #define ENTER(call) \
     if (sim_should_fail(#call)) return HIPRTC_ERROR_INTERNAL_ERROR
 
-EXPORT const char* hiprtcGetErrorString(hiprtcResult result) {
-    switch (result) {
-#define CASE(name) \
-    case name: return #name;
-        CASE(HIPRTC_SUCCESS)
-        CASE(HIPRTC_ERROR_OUT_OF_MEMORY)
-        CASE(HIPRTC_ERROR_PROGRAM_CREATION_FAILURE)
-        CASE(HIPRTC_ERROR_INVALID_INPUT)
-        CASE(HIPRTC_ERROR_INVALID_PROGRAM)
-        CASE(HIPRTC_ERROR_INVALID_OPTION)
-        CASE(HIPRTC_ERROR_COMPILATION)
-        CASE(HIPRTC_ERROR_BUILTIN_OPERATION_FAILURE)
-        CASE(HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION)
-        CASE(HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION)
-        CASE(HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID)
-        CASE(HIPRTC_ERROR_INTERNAL_ERROR)
-        CASE(HIPRTC_ERROR_LINKING)
-#undef CASE
-    }
-    return "Invalid HIPRTC error code";
-}
+EXPORT const char* hiprtcGetErrorString(hiprtcResult result) { return hiprtc_result_name(result); }
 
 EXPORT hiprtcResult hiprtcVersion(int* major, int* minor) {
     ENTER(hiprtcVersion);
