@@ -12,8 +12,6 @@
 // takes. Bound by latency where heads are few.
 #include "types.h"
 
-__device__ inline bool is_finite(float x) { return x - x == 0.0f; }
-
 extern "C" __global__ __launch_bounds__(BLOCK) void confine_nonfinite(const ConfineParams p) {
     constexpr int ROWS = BLOCK / COLUMNS;
     __shared__ int found[COLUMNS];

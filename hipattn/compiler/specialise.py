@@ -78,6 +78,10 @@ class Specialisation:
         Rendered as ``constexpr``.
     types : mapping of str to str
         A name in the source → a dtype: {"scalar": "float16"}.
+    includes : tuple of str
+        Headers to include in front of the source, after the above: the layer it is written over.
+    prelude : str
+        Text in front of the source, after the headers: a user's functions.
     """
 
     source: str
@@ -85,9 +89,12 @@ class Specialisation:
     arguments: type[Arguments]
     constants: Mapping[str, int | bool | float] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    includes: tuple[str, ...] = ()
+    prelude: str = ""
 
     def __hash__(self) -> int:
-        return hash((self.source, self.kernel, frozenset(self.constants.items()), frozenset(self.types.items())))
+        decided = frozenset(self.constants.items()), frozenset(self.types.items())
+        return hash((self.source, self.kernel, *decided, self.includes, self.prelude))
 
     @property
     def name(self) -> str:
@@ -102,13 +109,15 @@ class Specialisation:
             kind, text = _constant(value)
             lines.append(f"constexpr {kind} {key} = {text};")
         lines += [f"using {key} = {SCALARS[dtype]};" for key, dtype in self.types.items()]
+        lines.append(render_struct(self.arguments))
+        lines += [f'#include "{name}"' for name in self.includes]
         path = source_dir() / f"{self.source}.hip"
-        return "\n".join([*lines, render_struct(self.arguments), f'#line 1 "{path.name}"', path.read_text()])
+        return "\n".join([*lines, self.prelude, f'#line 1 "{path.name}"', path.read_text()])
 
     def headers(self) -> Mapping[str, str]:
         """Return the headers that the source includes, directly or through another one."""
         found: dict[str, str] = {}
-        texts = [(source_dir() / f"{self.source}.hip").read_text()]
+        texts = [(source_dir() / f"{self.source}.hip").read_text(), *(f'#include "{name}"' for name in self.includes)]
         while texts:
             for name in re.findall(r'^\s*#include "([^"]+)"', texts.pop(), re.MULTILINE):
                 path = name if name in headers() else f"include/{name}"

@@ -11,6 +11,8 @@ using i64 = long long;  // offsets: a product of sizes passes 2^31 long before m
 
 constexpr float INF = __builtin_bit_cast(float, 0x7f800000);  // no INFINITY without a header
 
+__device__ inline bool is_finite(float x) { return x - x == 0.0f; }
+
 // 2^x to 1 ulp, as one instruction where there is one; a result below 2^-126 may be 0.
 __device__ inline float exp2_fast(float x) {
 #if defined(__AMDGCN__)

@@ -1,0 +1,48 @@
+// Which tiles of keys a block visits: those that a row of it sees.
+#pragma once
+
+#include "flash_place.h"
+
+struct Range {
+    int end;  // past the last tile
+
+    __device__ Range(const FlashFwdParams& p, const Place& place) : tiles(place.tiles), seq_k(place.seq_k) {
+        const int last_row = min(place.first_row + BLOCK_M, place.seq_q) - 1;
+        const int offset = place.seq_k - place.seq_q;  // the position of query i is i + offset
+        int keys = place.seq_k, from = 0;
+        all_up_to = place.seq_k - 1;
+        if constexpr (BOUND_RIGHT) {
+            keys = max(0, min(keys, last_row + offset + p.right + 1));
+            all_up_to = min(all_up_to, place.first_row + offset + p.right);
+        }
+        if constexpr (BOUND_LEFT) {
+            from = max(0, place.first_row + offset - p.left);
+            all_from = last_row + offset - p.left;
+        }
+        start = from / BLOCK_N;
+        end = from < keys ? (keys + BLOCK_N - 1) / BLOCK_N : 0;
+    }
+
+    __device__ int first() const { return skip(start); }
+    __device__ int after(int tile) const { return skip(tile + 1); }
+
+    // Whether a row of the block does not see all of the tile.
+    __device__ bool hides(int tile) const {
+        bool some = (tile + 1) * BLOCK_N - 1 > all_up_to;
+        if constexpr (BOUND_LEFT) some |= tile * BLOCK_N < all_from;
+        if constexpr (MASK) some = true;
+        if constexpr (MASK_MOD) some |= tiles[tile] != 2;
+        return some;
+    }
+
+private:
+    const unsigned char* tiles;
+    int seq_k, start;
+    int all_up_to, all_from;  // the keys that every row of the block sees
+
+    __device__ int skip(int tile) const {
+        if constexpr (MASK_MOD)
+            while (tile < end && !tiles[tile]) ++tile;
+        return tile;
+    }
+};

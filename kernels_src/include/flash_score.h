@@ -1,0 +1,88 @@
+// What a score becomes before the softmax, and which keys a row sees. Options that a call does not use are constants
+// of false, and cost nothing. The formula is that of hipattn/attn/reference.py.
+#pragma once
+
+#include "flash_place.h"
+
+constexpr float LOG2_E = 1.44269504088896340736f;
+
+// Without one of these the scale is part of the exponent's unit, one multiplication for both.
+constexpr bool TRANSFORMED = SCALED || SOFTCAP || ALIBI || BIAS || SCORE_MOD;
+
+// tanh through one exponential, exact to float32's rounding at both ends.
+__device__ inline float tanh_fast(float x) {
+    const float e = exp2_fast(fabsf(x) * (-2.0f * LOG2_E));
+    return copysignf((1.0f - e) / (1.0f + e), x);
+}
+
+struct Score {
+    const FlashFwdParams& p;
+    const Place& place;
+    int first_row;  // of this wave
+    float unit;     // a score times this is an exponent of 2
+    float slope;
+
+    // Keys may be hidden anywhere, not only where the range ends.
+    static constexpr bool MAY_HIDE = BIAS || MASK || SCORE_MOD;
+
+    __device__ Score(const FlashFwdParams& params, const Place& where) : p(params), place(where) {
+        first_row = where.first_row + wave_index() * WAVE_ROWS;
+        unit = TRANSFORMED ? LOG2_E : p.scale * LOG2_E;
+        if constexpr (ALIBI) slope = static_cast<const float*>(p.slopes)[where.b * p.slopes_batch + where.h];
+    }
+
+    // The sink's exponent; -inf without one.
+    __device__ float sink() const {
+        if constexpr (SINKS) return static_cast<const float*>(p.sinks)[place.h] * LOG2_E;
+        else return -INF;
+    }
+
+    __device__ void transform(Scores& scores, int first_key) const {
+        if constexpr (TRANSFORMED) {
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r)
+#pragma unroll
+                for (int n = 0; n < Scores::KEYS; ++n) {
+                    const int i = first_row + Scores::row(r), j = first_key + Scores::key(n);
+                    scores.set(r, n, transformed(scores.get(r, n) * p.scale, i, j));
+                }
+        }
+    }
+
+    __device__ void hide(Scores& scores, int first_key) const {
+#pragma unroll
+        for (int r = 0; r < Scores::ROWS; ++r) {
+            const int i = first_row + Scores::row(r), at = i + place.seq_k - place.seq_q;
+            int last = place.seq_k - 1, first = 0;
+            if constexpr (BOUND_RIGHT) last = min(last, at + p.right);
+            if constexpr (BOUND_LEFT) first = at - p.left;
+#pragma unroll
+            for (int n = 0; n < Scores::KEYS; ++n) {
+                const int j = first_key + Scores::key(n);
+                bool seen = j <= last;
+                if constexpr (BOUND_LEFT) seen &= j >= first;
+                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(i, j);
+                if (!seen) scores.set(r, n, -INF);
+            }
+        }
+    }
+
+private:
+    __device__ float transformed(float score, int i, int j) const {
+        if constexpr (SOFTCAP) score = p.softcap * tanh_fast(score * p.softcap_inverse);
+        if constexpr (ALIBI) score -= slope * static_cast<float>(abs(i + place.seq_k - place.seq_q - j));
+        if constexpr (BIAS || SCORE_MOD) {
+            if (i >= place.seq_q || j >= place.seq_k) return score;  // nothing to read there
+            if constexpr (BIAS) score += static_cast<float>(place.bias[i * p.bias_row + j * p.bias_column]);
+            if constexpr (SCORE_MOD) score = user_score_mod(score, place.b, place.h, i, j, p);
+        }
+        return score;
+    }
+
+    __device__ bool admitted(int i, int j) const {
+        if constexpr (MASK)
+            if (!place.mask[i * p.mask_row + j * p.mask_column]) return false;
+        if constexpr (MASK_MOD) return user_mask_mod(place.b, place.h, i, j, p);
+        return true;
+    }
+};

@@ -1,0 +1,169 @@
+// The layer over MFMA: gfx908, gfx90a, gfx942, gfx950, 64 lanes.
+//
+// Products are taken transposed, S^T = k q^T and O^T = v^T p^T: so a query is a column of the accumulator, which a
+// lane holds alone or with GROUPS - 1 others, and its running maximum and sum are scalars of the lane. An accumulator
+// of S^T is the second product's operand as it is (ColumnTile has v's keys in its order): the weights never leave
+// their lane.
+//
+// Fragments (AMD matrix instruction calculator), M = 32 or 16, lane = L, GROUPS = 64 / M:
+//     A[i][k], B[k][j]: i, j = L % M, k = 8 (L / M) + e, e < 8, in one instruction of gfx950. The others take half of
+//     it, 4 (L / M) + e, e < 4: which k is which does not matter to the sum, so two of them do the same.
+//     C[i][j]: j = L % M, i = 4 GROUPS (r / 4) + 4 (L / M) + r % 4
+#pragma once
+
+#include "tile_rows.h"
+
+constexpr int M = MATRIX_ROWS, GROUPS = 64 / M, STEP = 8 * GROUPS;
+constexpr int HELD = M * M / 64;  // elements of an accumulator in a lane
+constexpr int QK_COLUMNS = (HEAD_DIM + STEP - 1) / STEP * STEP, V_COLUMNS = (VALUE_DIM + M - 1) / M * M;
+static_assert(WAVE_SIZE == 64 && (M == 32 || M == 16) && WAVE_ROWS % M == 0 && BLOCK_N % M == 0);
+
+using Accumulator = float __attribute__((ext_vector_type(HELD)));
+
+// c + a b over STEP elements. A template, so that only the branch that is taken is looked at.
+template <int M, class Operand, class Accumulator>
+__device__ inline Accumulator multiply(Operand a, Operand b, Accumulator c) {
+    constexpr bool half = __is_same(scalar, f16);
+#if defined(__gfx950__)
+    if constexpr (M == 32 && half) return __builtin_amdgcn_mfma_f32_32x32x16_f16(a, b, c, 0, 0, 0);
+    else if constexpr (M == 32) return __builtin_amdgcn_mfma_f32_32x32x16_bf16(a, b, c, 0, 0, 0);
+    else if constexpr (half) return __builtin_amdgcn_mfma_f32_16x16x32_f16(a, b, c, 0, 0, 0);
+    else return __builtin_amdgcn_mfma_f32_16x16x32_bf16(a, b, c, 0, 0, 0);
+#else
+    if constexpr (half) {
+        if constexpr (M == 32) {
+            c = __builtin_amdgcn_mfma_f32_32x32x8f16(a.lo, b.lo, c, 0, 0, 0);
+            return __builtin_amdgcn_mfma_f32_32x32x8f16(a.hi, b.hi, c, 0, 0, 0);
+        } else {
+            c = __builtin_amdgcn_mfma_f32_16x16x16f16(a.lo, b.lo, c, 0, 0, 0);
+            return __builtin_amdgcn_mfma_f32_16x16x16f16(a.hi, b.hi, c, 0, 0, 0);
+        }
+    } else {
+        using Short8 = short __attribute__((ext_vector_type(8)));
+        const Short8 x = __builtin_bit_cast(Short8, a), y = __builtin_bit_cast(Short8, b);
+#if defined(__gfx908__)
+        if constexpr (M == 32) {
+            c = __builtin_amdgcn_mfma_f32_32x32x4bf16(x.lo.lo, y.lo.lo, c, 0, 0, 0);
+            c = __builtin_amdgcn_mfma_f32_32x32x4bf16(x.lo.hi, y.lo.hi, c, 0, 0, 0);
+            c = __builtin_amdgcn_mfma_f32_32x32x4bf16(x.hi.lo, y.hi.lo, c, 0, 0, 0);
+            return __builtin_amdgcn_mfma_f32_32x32x4bf16(x.hi.hi, y.hi.hi, c, 0, 0, 0);
+        } else {
+            c = __builtin_amdgcn_mfma_f32_16x16x8bf16(x.lo.lo, y.lo.lo, c, 0, 0, 0);
+            c = __builtin_amdgcn_mfma_f32_16x16x8bf16(x.lo.hi, y.lo.hi, c, 0, 0, 0);
+            c = __builtin_amdgcn_mfma_f32_16x16x8bf16(x.hi.lo, y.hi.lo, c, 0, 0, 0);
+            return __builtin_amdgcn_mfma_f32_16x16x8bf16(x.hi.hi, y.hi.hi, c, 0, 0, 0);
+        }
+#else
+        if constexpr (M == 32) {
+            c = __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(x.lo, y.lo, c, 0, 0, 0);
+            return __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(x.hi, y.hi, c, 0, 0, 0);
+        } else {
+            c = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(x.lo, y.lo, c, 0, 0, 0);
+            return __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(x.hi, y.hi, c, 0, 0, 0);
+        }
+#endif
+    }
+#endif
+}
+
+__device__ inline int lane_column() { return lane_index() % M; }
+__device__ inline int lane_group() { return lane_index() / M; }
+
+// Over the lanes that share a query.
+__device__ inline float row_max(float x) {
+#pragma unroll
+    for (int distance = M; distance < 64; distance *= 2) x = fmaxf(x, __shfl_xor(x, distance, 64));
+    return x;
+}
+__device__ inline float row_sum(float x) {
+#pragma unroll
+    for (int distance = M; distance < 64; distance *= 2) x += __shfl_xor(x, distance, 64);
+    return x;
+}
+__device__ inline bool leads_row() { return lane_group() == 0; }
+
+// TILES accumulators for each M queries of the wave: as many as WAVE_ROWS x (TILES * M) numbers need.
+template <int TILES>
+struct Accumulators {
+    static constexpr int ROWS = WAVE_ROWS / M, EACH = TILES * HELD;
+    Accumulator tile[ROWS][TILES];
+
+    __device__ void clear() {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) tile[r][t] = Accumulator(0.0f);
+    }
+    __device__ float get(int r, int n) const { return tile[r][n / HELD][n % HELD]; }
+    __device__ void set(int r, int n, float x) { tile[r][n / HELD][n % HELD] = x; }
+    __device__ void scale(int r, float factor) {
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) tile[r][t] *= factor;
+    }
+    // Element n's place in the direction of the accumulators' rows.
+    __device__ static int place(int n) {
+        const int e = n % HELD;
+        return n / HELD * M + 4 * GROUPS * (e / 4) + 4 * lane_group() + e % 4;
+    }
+    __device__ static int row(int r) { return r * M + lane_column(); }
+};
+
+struct Scores : Accumulators<BLOCK_N / M> {
+    static constexpr int KEYS = EACH;
+    __device__ static int key(int n) { return place(n); }
+};
+
+struct Output : Accumulators<V_COLUMNS / M> {
+    static constexpr int COLUMNS = EACH, RUN = 4;
+    __device__ static int column(int c) { return place(c); }
+};
+
+using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
+using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, GROUPS>;
+
+struct Queries {
+    static constexpr int BYTES = 0, STEPS = QK_COLUMNS / STEP;
+    Eight at[Scores::ROWS][STEPS];
+
+    // `rows`: the block's first query; `count` of them exist.
+    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char*) {
+#pragma unroll
+        for (int r = 0; r < Scores::ROWS; ++r) {
+            const int row = wave_index() * WAVE_ROWS + Scores::row(r);
+#pragma unroll
+            for (int s = 0; s < STEPS; ++s) {
+                at[r][s] = row < count ? load_eight<HEAD_DIM>(rows + row * stride, s * STEP + 8 * lane_group()) : Eight(0);
+                if (negate) at[r][s] = -at[r][s];
+            }
+        }
+    }
+};
+
+__device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
+    scores.clear();
+#pragma unroll
+    for (int t = 0; t < BLOCK_N / M; ++t)
+#pragma unroll
+        for (int s = 0; s < Queries::STEPS; ++s) {
+            const Eight keys = k.at(t * M + lane_column(), s * STEP + 8 * lane_group());
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply<M>(keys, q.at[r][s], scores.tile[r][t]);
+        }
+}
+
+__device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
+#pragma unroll
+    for (int step = 0; step < BLOCK_N / STEP; ++step) {
+        Eight p[Scores::ROWS];
+#pragma unroll
+        for (int r = 0; r < Scores::ROWS; ++r)
+#pragma unroll
+            for (int e = 0; e < 8; ++e) p[r][e] = static_cast<scalar>(weights.get(r, step * 8 + e));
+#pragma unroll
+        for (int t = 0; t < V_COLUMNS / M; ++t) {
+            const Eight values = v.at(t * M + lane_column(), step * STEP + 8 * lane_group());
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r) out.tile[r][t] = multiply<M>(values, p[r], out.tile[r][t]);
+        }
+    }
+}
