@@ -85,16 +85,18 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
             // Negative where the key is hidden. The sum brings the weight to all lanes of the row.
             const bool seen = score != -INF;
             const float own = seen ? exp2_fast(fmaf(score, unit, -finite_shift(state.shift[r]))) : 0.0f;
-            weight[r] = row_max(seen ? 1.0f : -1.0f) > 0.0f ? row_sum(own) : -1.0f;
+            const float sum = row_sum(own);  // by all lanes: a shuffle that some do not reach never ends
+            weight[r] = row_max(seen ? 1.0f : -1.0f) > 0.0f ? sum : -1.0f;
         }
 #pragma unroll
         for (int c = 0; c < Output::COLUMNS; ++c) {
             const int column = Output::column(c);
             const float value = column < VALUE_DIM ? static_cast<float>(v[key * stride + column]) : 0.0f;
-            if (is_finite(value)) continue;
 #pragma unroll
-            for (int r = 0; r < Scores::ROWS; ++r)
-                if (!(weight[r] < 0.0f)) out.set(r, c, out.get(r, c) + weight[r] * value);
+            for (int r = 0; r < Scores::ROWS; ++r) {
+                const bool added = !is_finite(value) && !(weight[r] < 0.0f);
+                out.set(r, c, out.get(r, c) + (added ? weight[r] * value : 0.0f));
+            }
         }
     }
 }
@@ -127,9 +129,10 @@ __device__ inline void write(const FlashFwdParams& p, const Place& place, const 
 }
 
 extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash_fwd(const FlashFwdParams p) {
-    extern __shared__ __attribute__((aligned(16))) char lds[];
-    static_assert(LDS_BYTES == KTile::BYTES + VTile::BYTES + Queries::BYTES, "the launch gives what the layer takes");
-    __shared__ int nonfinite_tile;
+    extern __shared__ __attribute__((aligned(1024))) char lds[];
+    constexpr int TILES_BYTES = KTile::BYTES + VTile::BYTES + Queries::BYTES;
+    static_assert(LDS_BYTES == TILES_BYTES + 16, "the launch gives what the layer takes");
+    int& nonfinite_tile = *reinterpret_cast<int*>(lds + TILES_BYTES);
 
     Place place;
     if (!find_place(p, place)) return;

@@ -13,7 +13,7 @@ import numpy as np
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.flash_tiles import Tiles, choose
+from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose
 from hipattn.kernels.rows import check_device, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
@@ -104,7 +104,7 @@ def specialise(
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,
         "MIN_WAVES": tiles.min_waves,
-        "LDS_BYTES": tiles.lds_bytes,
+        "LDS_BYTES": tiles.lds_bytes + FLAG_BYTES,
         "VECTOR": vector,
         "WIDE": wide,
         "BOUND_LEFT": features.left,
@@ -145,7 +145,7 @@ def defaults(arch: str) -> Iterator[Specialisation]:
 
 def supports(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int) -> str | None:
     """Return why the kernel cannot serve tensors of these sizes on the device; None if it can."""
-    if not 1 <= head_dim or not 1 <= value_dim:
+    if head_dim < 1 or value_dim < 1:
         return f"head_dim is {head_dim} and value head_dim {value_dim}; the kernel takes 1 or more"
     if choose(device.arch, dtype.name, head_dim, value_dim) is None:
         return f"head_dim {head_dim}, value head_dim {value_dim} in {dtype.name} does not fit {device.arch}"
@@ -295,5 +295,5 @@ def _plan(device: Device, features: Features, sequences: int, *facts: Any) -> _P
     sizes |= {"batch": batch, "heads": heads, "heads_per_kv": heads // heads_kv}
     sizes |= {"seq_q": seq_q, "seq_k": seq_k, "q_tiles": q_tiles}
     grid = q_tiles * heads * (1 if features.varlen else batch)
-    config = LaunchConfig(grid, tiles.waves * device.wave_size, tiles.lds_bytes)
+    config = LaunchConfig(grid, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     return _Plan(kernel, config, tuple(sizes.items()))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hipattn.compiler.target import lds_limit
+from hipattn.compiler.target import NVIDIA_ARCHS, lds_limit
 
-__all__ = ["Tiles", "choose"]
+__all__ = ["FLAG_BYTES", "Tiles", "choose"]
 
+FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 
@@ -26,7 +27,7 @@ class Tiles:
     block_n : int
         Keys of a tile.
     lds_bytes : int
-        Local memory of a block.
+        Local memory of a block's tiles.
     min_waves : int
         The second number of ``__launch_bounds__``: waves that a SIMD is to hold, which bounds their registers.
     matrix_rows : int
@@ -53,7 +54,9 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
     tiles = None
     if dtype != "float32" and arch in _CDNA:
         tiles = _cdna(arch, head_dim, value_dim)
-    return tiles if tiles is not None and tiles.lds_bytes <= lds_limit(arch) else None
+    elif dtype != "float32" and arch in NVIDIA_ARCHS:
+        tiles = _hopper(head_dim, value_dim) if arch == "sm_90" else _nvidia(head_dim, value_dim)
+    return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
 
 
 def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
@@ -63,6 +66,21 @@ def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
     k_row, v_columns = _up(head_dim, step) + _PAD, _up(value_dim, rows)
     lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD))
     return Tiles("mma_cdna.h", 4, 32, block_n, lds, 2 if max(head_dim, value_dim) <= 128 else 1, rows)
+
+
+def _nvidia(head_dim: int, value_dim: int) -> Tiles:
+    largest = max(head_dim, value_dim)
+    wave_rows = 32 if largest <= 128 else 16
+    block_n = 128 if largest <= 64 else 64 if largest <= 256 else 32
+    q_row, v_row = _up(head_dim, 16) + _PAD, _up(value_dim, 16) + _PAD
+    lds = 2 * (block_n * (q_row + v_row) + 4 * wave_rows * q_row)
+    return Tiles("mma_nvidia.h", 4, wave_rows, block_n, lds)
+
+
+def _hopper(head_dim: int, value_dim: int) -> Tiles:
+    block_n = 64 if max(head_dim, value_dim) <= 64 or max(head_dim, value_dim) > 128 else 128
+    lds = 2 * (block_n * (_up(head_dim, 64) + _up(value_dim, 64)) + 128 * _up(head_dim, 64))
+    return Tiles("mma_hopper.h", 8, 16, block_n, lds, 4 if block_n == 64 and head_dim <= 64 else 2)
 
 
 def _up(size: int, multiple: int) -> int:

@@ -23,7 +23,7 @@ using Accumulator = float __attribute__((ext_vector_type(HELD)));
 // c + a b over STEP elements. A template, so that only the branch that is taken is looked at.
 template <int M, class Operand, class Accumulator>
 __device__ inline Accumulator multiply(Operand a, Operand b, Accumulator c) {
-    constexpr bool half = __is_same(scalar, f16);
+    constexpr bool half = same<scalar, f16>;
 #if defined(__gfx950__)
     if constexpr (M == 32 && half) return __builtin_amdgcn_mfma_f32_32x32x16_f16(a, b, c, 0, 0, 0);
     else if constexpr (M == 32) return __builtin_amdgcn_mfma_f32_32x32x16_bf16(a, b, c, 0, 0, 0);

@@ -9,6 +9,11 @@ using bf16 = __bf16;
 using f32 = float;
 using i64 = long long;  // offsets: a product of sizes passes 2^31 long before memory is full
 
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
 constexpr float INF = __builtin_bit_cast(float, 0x7f800000);  // no INFINITY without a header
 
 __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
@@ -17,6 +22,10 @@ __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
 __device__ inline float exp2_fast(float x) {
 #if defined(__AMDGCN__)
     return __builtin_amdgcn_exp2f(x);
+#elif defined(__HIP_PLATFORM_NVIDIA__)
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
 #else
     return exp2f(x);
 #endif

@@ -75,7 +75,9 @@ bool compile(Program& p, int count, const char* const* given, hiprtcResult* resu
             return p.log.add("error: no GPU to compile for, and no --offload-arch\n"), false;
         options.arch.format("sm_%d%d", major, minor);
     }
-    options.nvrtc.add(Text("--gpu-architecture=").add(options.arch));
+    // What is compiled runs here and nowhere else: so with all that this one GPU has, wgmma among it.
+    bool hopper = !strcmp(options.arch.c_str(), "sm_90");
+    options.nvrtc.add(Text("--gpu-architecture=").add(options.arch).add(hopper ? "a" : ""));
     options.nvrtc.add(Text("-I").add(device));
     options.nvrtc.add("--pre-include=prelude.h");
     // As in HIP, what no one said to be the host's may be used on the device: constants, constexpr functions.

@@ -1,0 +1,84 @@
+// What mma.sync and wgmma share (PTX ISA, "Matrix fragments for mma.m16n8k16"): an accumulator tile has 16 rows and 8
+// columns, of which lane L holds rows L / 4 and L / 4 + 8, columns 2 (L % 4) and the next. Two such tiles side by
+// side, in 16 bits, are the left operand of the next product: the weights never leave their lane.
+#pragma once
+
+#include "flash_place.h"
+
+constexpr int QK_COLUMNS = (HEAD_DIM + 15) / 16 * 16, V_COLUMNS = (VALUE_DIM + 15) / 16 * 16;
+static_assert(WAVE_SIZE == 32 && WAVE_ROWS % 16 == 0 && BLOCK_N % 16 == 0);
+
+// Over the lanes that share a row.
+__device__ inline float row_max(float x) {
+    x = fmaxf(x, __shfl_xor(x, 1));
+    return fmaxf(x, __shfl_xor(x, 2));
+}
+__device__ inline float row_sum(float x) {
+    x += __shfl_xor(x, 1);
+    return x + __shfl_xor(x, 2);
+}
+__device__ inline bool leads_row() { return lane_index() % 4 == 0; }
+
+// WIDTH columns of the wave's rows.
+template <int WIDTH>
+struct Accumulators {
+    static constexpr int ROWS = WAVE_ROWS / 8, EACH = WIDTH / 4;
+    float at[ROWS / 2][WIDTH / 8][4];
+
+    __device__ void clear() {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) set(r, n, 0.0f);
+    }
+    __device__ float get(int r, int n) const { return at[r / 2][n / 2][r % 2 * 2 + n % 2]; }
+    __device__ void set(int r, int n, float x) { at[r / 2][n / 2][r % 2 * 2 + n % 2] = x; }
+    __device__ void scale(int r, float factor) {
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) set(r, n, get(r, n) * factor);
+    }
+    __device__ static int row(int r) { return r / 2 * 16 + r % 2 * 8 + lane_index() / 4; }
+    __device__ static int place(int n) { return n / 2 * 8 + lane_index() % 4 * 2 + n % 2; }
+};
+
+struct Scores : Accumulators<BLOCK_N> {
+    static constexpr int KEYS = EACH;
+    __device__ static int key(int n) { return place(n); }
+};
+
+struct Output : Accumulators<V_COLUMNS> {
+    static constexpr int COLUMNS = EACH, RUN = 2;
+    __device__ static int column(int c) { return place(c); }
+};
+
+// Two numbers in 16 bits each, rounded to nearest even, the first in the low half.
+__device__ inline unsigned pack(float low, float high) {
+    unsigned both;
+    if constexpr (same<scalar, f16>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+// The weights of 16 keys, from `step` * 16 on, of 16 rows: a left operand.
+__device__ inline void pack_weights(unsigned (&a)[4], const Scores& weights, int m, int step) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float(&tile)[4] = weights.at[m][step * 2 + half];
+        a[half * 2] = pack(tile[0], tile[1]);
+        a[half * 2 + 1] = pack(tile[2], tile[3]);
+    }
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory, a row of which each lane names.
+__device__ inline void load_matrices(unsigned (&x)[4], unsigned row_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row_address)
+                 : "memory");
+}
+__device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row_address)
+                 : "memory");
+}

@@ -1,0 +1,117 @@
+// The layer over mma.sync m16n8k16: NVIDIA GPUs of compute capability 8.0 on.
+//
+// q, k and v lie in shared memory as rows, each followed by 16 bytes of nothing: so the eight rows that an ldmatrix
+// reads at once lie in different banks. q stays in registers where there are enough.
+#pragma once
+
+#include "tile_async.h"
+#include "fragments_nvidia.h"
+
+template <int ROWS, int WIDTH>
+struct PaddedRows {
+    static constexpr int COLUMNS = WIDTH, ROW = WIDTH + 8, ELEMENTS = ROWS * ROW;
+    __device__ static int offset(int row, int column) { return row * ROW + column; }
+    __device__ static void publish() {}
+};
+
+using KTile = AsyncTile<HEAD_DIM, PaddedRows<BLOCK_N, QK_COLUMNS>>;
+using VTile = AsyncTile<VALUE_DIM, PaddedRows<BLOCK_N, V_COLUMNS>>;
+
+struct Queries {
+    using Layout = PaddedRows<BLOCK_M, QK_COLUMNS>;
+    static constexpr int BYTES = Layout::ELEMENTS * sizeof(scalar);
+    static constexpr int TILES = WAVE_ROWS / 16, STEPS = QK_COLUMNS / 16;
+    static constexpr bool HELD = TILES * STEPS <= 8;
+    unsigned held[HELD ? TILES : 1][HELD ? STEPS : 1][4];
+    unsigned address;
+
+    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
+        scalar* lds = reinterpret_cast<scalar*>(memory);
+        const int first = wave_index() * WAVE_ROWS;
+        copy_rows<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(lds, first, rows, stride, first, count, lane_index());
+        wait_for_copies();
+        __syncwarp();
+        if (negate) {
+            auto words = reinterpret_cast<unsigned*>(lds + Layout::offset(first, 0));
+            for (int i = lane_index(); i < WAVE_ROWS * Layout::ROW / 2; i += WAVE_SIZE) words[i] ^= 0x80008000u;
+            __syncwarp();
+        }
+        address = shared_address(lds + Layout::offset(first + lane_index() % 16, lane_index() / 16 * 8));
+        if constexpr (HELD)
+#pragma unroll
+            for (int m = 0; m < TILES; ++m)
+#pragma unroll
+                for (int s = 0; s < STEPS; ++s) load_matrices(held[m][s], at(m, s));
+    }
+    __device__ void get(unsigned (&a)[4], int m, int s) const {
+        if constexpr (HELD) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) a[e] = held[m][s][e];
+        } else {
+            load_matrices(a, at(m, s));
+        }
+    }
+
+private:
+    __device__ unsigned at(int m, int s) const {
+        return address + (Layout::offset(m * 16, s * 16)) * static_cast<int>(sizeof(scalar));
+    }
+};
+
+// c += a b, 16 x 8 over 16.
+__device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    if constexpr (same<scalar, f16>)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
+    using Layout = PaddedRows<BLOCK_N, QK_COLUMNS>;
+    const int lane = lane_index();
+    const unsigned address = shared_address(k.lds + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
+    scores.clear();
+#pragma unroll
+    for (int s = 0; s < Queries::STEPS; ++s) {
+        unsigned a[Queries::TILES][4];
+#pragma unroll
+        for (int m = 0; m < Queries::TILES; ++m) q.get(a[m], m, s);
+#pragma unroll
+        for (int t = 0; t < BLOCK_N / 16; ++t) {
+            unsigned keys[4];
+            load_matrices(keys, address + Layout::offset(t * 16, s * 16) * static_cast<int>(sizeof(scalar)));
+#pragma unroll
+            for (int m = 0; m < Queries::TILES; ++m) {
+                multiply(scores.at[m][t * 2], a[m], keys[0], keys[1]);
+                multiply(scores.at[m][t * 2 + 1], a[m], keys[2], keys[3]);
+            }
+        }
+    }
+}
+
+__device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
+    using Layout = PaddedRows<BLOCK_N, V_COLUMNS>;
+    const int lane = lane_index();
+    const unsigned address = shared_address(v.lds + Layout::offset(lane % 16, lane / 16 * 8));
+#pragma unroll
+    for (int s = 0; s < BLOCK_N / 16; ++s) {
+        unsigned p[Queries::TILES][4];
+#pragma unroll
+        for (int m = 0; m < Queries::TILES; ++m) pack_weights(p[m], weights, m, s);
+#pragma unroll
+        for (int t = 0; t < V_COLUMNS / 16; ++t) {
+            unsigned values[4];
+            load_matrices_transposed(values,
+                                     address + Layout::offset(s * 16, t * 16) * static_cast<int>(sizeof(scalar)));
+#pragma unroll
+            for (int m = 0; m < Queries::TILES; ++m) {
+                multiply(out.at[m][t * 2], p[m], values[0], values[1]);
+                multiply(out.at[m][t * 2 + 1], p[m], values[2], values[3]);
+            }
+        }
+    }
+}
