@@ -22,8 +22,9 @@ struct SwizzledRows {
     __device__ static void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 };
 
-using KTile = AsyncTile<HEAD_DIM, SwizzledRows<BLOCK_N, QK_COLUMNS>>;
-using VTile = AsyncTile<VALUE_DIM, SwizzledRows<BLOCK_N, V_COLUMNS>>;
+#define ASYNCHRONOUS_PRODUCTS
+using KTile = AsyncTile<HEAD_DIM, SwizzledRows<BLOCK_N, QK_COLUMNS>, 2>;
+using VTile = AsyncTile<VALUE_DIM, SwizzledRows<BLOCK_N, V_COLUMNS>, 2>;
 
 struct Queries {
     using Layout = SwizzledRows<BLOCK_M, QK_COLUMNS>;
@@ -53,15 +54,39 @@ __device__ inline unsigned along(unsigned address, int step) {
     return address + (column / CHUNK * ROWS * CHUNK + column % CHUNK) * static_cast<int>(sizeof(scalar));
 }
 
-__device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
-    const unsigned keys = shared_address(k.lds);
+// The machine's compiler sees nothing of the products' being asynchronous, and would move what should go on beside
+// them behind the wait. A vote on a number stays where it is, and what the number needs before it.
+__device__ inline void stay_before(float number) {
+    if (__any(number < 0.0f)) __builtin_trap();  // it never is
+}
+
+// Until the products before the last PENDING are done: what is read of these accumulators is what they gave.
+template <int PENDING = 0, int WIDTH>
+__device__ inline void settle(Accumulators<WIDTH>& sums) {
+    wait_for_products<PENDING>();
+#pragma unroll
+    for (int t = 0; t < WIDTH / 8; ++t)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(sums.at[0][t][e])::"memory");
+}
+
+__device__ inline void begin_qk(Scores& scores, const Queries& q, const KTile& k) {
+    const unsigned keys = shared_address(k.present());
     begin_products();
 #pragma unroll
     for (int s = 0; s < QK_COLUMNS / 16; ++s)
         Wgmma<BLOCK_N, scalar>::from_shared(scores.at[0], descriptor(along<BLOCK_M>(q.address, s), 0),
-                                                 descriptor(along<BLOCK_N>(keys, s), 0), s > 0);
+                                            descriptor(along<BLOCK_N>(keys, s), 0), s > 0);
     end_products();
 }
+
+struct Weights {
+    unsigned at[BLOCK_N / 16][4];
+    __device__ void pack(const Scores& scores) {
+#pragma unroll
+        for (int s = 0; s < BLOCK_N / 16; ++s) pack_weights(at[s], scores, 0, s);
+    }
+};
 
 // out += p v over 16 keys, for the columns from FIRST on.
 template <int FIRST>
@@ -75,14 +100,11 @@ __device__ inline void multiply_columns(Output& out, const unsigned (&p)[4], uns
     }
 }
 
-__device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
-    const unsigned values = shared_address(v.lds);
-    unsigned p[BLOCK_N / 16][4];
-#pragma unroll
-    for (int s = 0; s < BLOCK_N / 16; ++s) pack_weights(p[s], weights, 0, s);
+__device__ inline void begin_pv(Output& out, const Weights& weights, const VTile& v) {
+    const unsigned values = shared_address(v.present());
     begin_products();
 #pragma unroll
     for (int s = 0; s < BLOCK_N / 16; ++s)
-        multiply_columns<0>(out, p[s], values + s * 16 * CHUNK * static_cast<int>(sizeof(scalar)));
+        multiply_columns<0>(out, weights.at[s], values + s * 16 * CHUNK * static_cast<int>(sizeof(scalar)));
     end_products();
 }

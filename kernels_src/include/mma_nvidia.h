@@ -73,7 +73,7 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned 
 __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
     using Layout = PaddedRows<BLOCK_N, QK_COLUMNS>;
     const int lane = lane_index();
-    const unsigned address = shared_address(k.lds + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
+    const unsigned address = shared_address(k.present() + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
     scores.clear();
 #pragma unroll
     for (int s = 0; s < Queries::STEPS; ++s) {
@@ -96,7 +96,7 @@ __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile
 __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
     using Layout = PaddedRows<BLOCK_N, V_COLUMNS>;
     const int lane = lane_index();
-    const unsigned address = shared_address(v.lds + Layout::offset(lane % 16, lane / 16 * 8));
+    const unsigned address = shared_address(v.present() + Layout::offset(lane % 16, lane / 16 * 8));
 #pragma unroll
     for (int s = 0; s < BLOCK_N / 16; ++s) {
         unsigned p[Queries::TILES][4];

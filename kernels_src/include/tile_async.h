@@ -36,8 +36,10 @@ __device__ inline void copy_rows(scalar* lds, int lds_row, const scalar* base, i
     const scalar* tile = base + first * stride;
 #pragma unroll
     for (int i = 0; i < (ALL + COUNT - 1) / COUNT; ++i) {
-        const int piece = i * COUNT + thread, row = piece / PIECES, column = piece % PIECES * 8;
-        if (ALL % COUNT != 0 && piece >= ALL) break;
+        // Where the threads make up whole rows, a thread stays in its column.
+        const int piece = COUNT % PIECES ? i * COUNT + thread : thread;
+        const int row = piece / PIECES + (COUNT % PIECES ? 0 : i * (COUNT / PIECES)), column = piece % PIECES * 8;
+        if (ALL % COUNT != 0 && i * COUNT + thread >= ALL) break;
         scalar* to = lds + Layout::offset(lds_row + row, column);
         const bool exists = first + row < rows;
         if constexpr (VECTOR == 8) {
@@ -49,18 +51,20 @@ __device__ inline void copy_rows(scalar* lds, int lds_row, const scalar* base, i
     }
 }
 
-template <int DIM, class Layout>
+// STAGES tiles, 1 or 2: store() fills the one that turn() then makes the present one.
+template <int DIM, class Layout, int STAGES = 1>
 struct AsyncTile {
-    static constexpr int BYTES = Layout::ELEMENTS * sizeof(scalar);
-    scalar* lds;
+    static constexpr int BYTES = STAGES * Layout::ELEMENTS * sizeof(scalar);
 
     __device__ AsyncTile(const scalar* from, i64 row_stride, int count, char* memory)
         : lds(reinterpret_cast<scalar*>(memory)), base(from), stride(row_stride), rows(count) {}
 
     __device__ void fetch(int) const {}
     __device__ void store(int first) const {
-        copy_rows<DIM, Layout, BLOCK_N, THREADS>(lds, 0, base, stride, first, rows, threadIdx.x);
+        copy_rows<DIM, Layout, BLOCK_N, THREADS>(coming(), 0, base, stride, first, rows, threadIdx.x);
     }
+    __device__ void turn() { stage ^= 1; }
+    __device__ scalar* present() const { return lds + stage * Layout::ELEMENTS; }
     __device__ void arrive() const {
         wait_for_copies();
         Layout::publish();
@@ -71,7 +75,7 @@ struct AsyncTile {
         bool found = false;
         constexpr int PIECES = Layout::COLUMNS / 8;
         for (int i = threadIdx.x; i < BLOCK_N * PIECES; i += THREADS) {
-            Eight& x = *reinterpret_cast<Eight*>(lds + Layout::offset(i / PIECES, i % PIECES * 8));
+            Eight& x = *reinterpret_cast<Eight*>(coming() + Layout::offset(i / PIECES, i % PIECES * 8));
 #pragma unroll
             for (int e = 0; e < 8; ++e)
                 if (!is_finite(static_cast<float>(x.at[e]))) {
@@ -84,7 +88,10 @@ struct AsyncTile {
     }
 
 private:
+    scalar* lds;
     const scalar* base;
     i64 stride;
-    int rows;
+    int rows, stage = STAGES - 1;  // so that what is stored first comes to lie in front
+
+    __device__ scalar* coming() const { return lds + (STAGES - 1 - stage) * Layout::ELEMENTS; }
 };

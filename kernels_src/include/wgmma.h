@@ -1,6 +1,6 @@
 // wgmma m64nNk16 with 16-bit operands and float accumulators (PTX ISA, "Asynchronous warpgroup level matrix
 // instructions"): four warps multiply 64 rows together, the right operand is read from shared memory. The products
-// are asynchronous: begin_products(), any number of them, end_products().
+// are asynchronous: begin_products(), any number of them, end_products(), and wait_for_products() before their sums are read.
 //
 // A descriptor says where an operand lies in shared memory: in rows of 128 bytes (64 elements), the 16-byte pieces
 // of row r exchanged by XOR with r % 8, 8 rows a group of 1024 bytes.
@@ -9,9 +9,12 @@
 #include "types.h"
 
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void end_products() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+__device__ inline void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Until at most PENDING of the groups between begin and end are under way.
+template <int PENDING>
+__device__ inline void wait_for_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
 // `address`: of the first byte. `chunk`: bytes from 64 columns of the operand to the next 64, where its rows are
