@@ -19,7 +19,8 @@
 
 constexpr float LN_2 = 0.69314718055994530942f;
 
-__device__ inline void write(const FlashFwdParams& p, const Place& place, const Output& out, const State& state) {
+__device__ inline void write(const FlashFwdParams& p, const Place& place, Output& out, const State& state) {
+    out.regroup();
 #pragma unroll
     for (int r = 0; r < Scores::ROWS; ++r) {
         const int row = place.first_row + wave_index() * WAVE_ROWS + Scores::row(r);
@@ -32,7 +33,7 @@ __device__ inline void write(const FlashFwdParams& p, const Place& place, const 
             float run[Output::RUN];
 #pragma unroll
             for (int e = 0; e < Output::RUN; ++e) run[e] = out.get(r, c + e) * inverse;
-            const int column = Output::column(c);
+            const int column = Output::regrouped(c);
             if constexpr (VECTOR >= Output::RUN && VALUE_DIM % Output::RUN == 0) {
                 if (column < VALUE_DIM) store_vector(run, at + column);
             } else {
@@ -46,6 +47,24 @@ __device__ inline void write(const FlashFwdParams& p, const Place& place, const 
     }
 }
 
+// Whether `mine` is true of any thread of the block. `flag`, in LDS, is -1 and then something else.
+__device__ inline bool block_any(bool mine, int& flag) {
+    __syncthreads();
+    if (mine) flag = -2;
+    __syncthreads();
+    return flag == -2;
+}
+
+__device__ inline void begin(State& state, Output& out, const Score& score) {
+    out.clear();
+#pragma unroll
+    for (int r = 0; r < Scores::ROWS; ++r) {
+        // A sink is a key of that score, with no value.
+        state.shift[r] = score.sink();
+        state.total[r] = leads_row() ? exp2_fast(state.shift[r] - finite_shift(state.shift[r])) : 0.0f;
+    }
+}
+
 extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash_fwd(const FlashFwdParams p) {
     extern __shared__ __attribute__((aligned(1024))) char lds[];
     constexpr int V_AT = KTile::BYTES, Q_AT = V_AT + VTile::BYTES, FLAG_AT = Q_AT + Queries::BYTES;
@@ -55,6 +74,8 @@ extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash
     if (!find_place(p, place)) return;
     Queries queries;
     queries.load(place.q, p.q_row, place.seq_q - place.first_row, p.negate, lds + Q_AT);
+    int& nonfinite_tile = *reinterpret_cast<int*>(lds + FLAG_AT);
+    if (threadIdx.x == 0) nonfinite_tile = -1;
     Block block = {p,
                    place,
                    Range(p, place),
@@ -62,18 +83,17 @@ extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash
                    queries,
                    KTile(place.k, p.k_row, place.seq_k, lds),
                    VTile(place.v, p.v_row, place.seq_k, lds + V_AT),
-                   *reinterpret_cast<int*>(lds + FLAG_AT)};
-    if (threadIdx.x == 0) block.nonfinite_tile = -1;
-
+                   nonfinite_tile,
+                   false};
     Output out;
     State state;
-    out.clear();
-#pragma unroll
-    for (int r = 0; r < Scores::ROWS; ++r) {
-        // A sink is a key of that score, with no value.
-        state.shift[r] = block.score.sink();
-        state.total[r] = leads_row() ? exp2_fast(state.shift[r] - finite_shift(state.shift[r])) : 0.0f;
+    // A NaN or infinity of v is rare, and to keep it in the rows that see its key takes time: only a block that finds
+    // one in its sums walks again, with care.
+    for (bool again = true; again; block.careful = true) {
+        begin(state, out, block.score);
+        walk(block, out, state);
+        if (block.careful) break;
+        again = block_any(any_nonfinite(out, state), nonfinite_tile);
     }
-    walk(block, out, state);
     write(p, place, out, state);
 }

@@ -62,6 +62,19 @@ __device__ inline void weigh(Scores& scores, State& state, float unit) {
     }
 }
 
+// Whether a NaN or infinity of v reached a sum: in the rows of finite total, which no NaN of q or k reached.
+__device__ inline bool any_nonfinite(const Output& out, const State& state) {
+    bool any = false;
+#pragma unroll
+    for (int r = 0; r < Scores::ROWS; ++r) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int c = 0; c < Output::COLUMNS; ++c) sum += out.get(r, c) * 0.0f;
+        any |= sum != 0.0f && is_finite(state.total[r]);
+    }
+    return any;
+}
+
 // Adds what a matrix product cannot add right: a NaN or infinity of v, to the rows that see its key and to no others.
 // (A hidden key has weight 0, but 0 * NaN is NaN.) In the tile itself these values were replaced by 0.
 __device__ inline void add_nonfinite(Output& out, const Scores& scores, const State& state, float unit,
@@ -101,6 +114,7 @@ struct Block {
     KTile k;
     VTile v;
     int& nonfinite_tile;  // in LDS: the last tile in which v had a NaN or infinity that not all rows see
+    bool careful;         // whether v is looked through for them
 };
 
 // From scores to weights. v of the tile is in LDS if the tile hides keys.
@@ -110,7 +124,7 @@ __device__ inline void soften(Block& block, int tile, Scores& scores, Output& ou
     const bool hides = block.range.hides(tile);
     if (hides) score.hide(scores, tile * BLOCK_N);
     raise(state, out, scores, score.unit);
-    if (hides || score.MAY_HIDE) {
+    if (block.careful && (hides || score.MAY_HIDE)) {
         if (block.v.clean()) block.nonfinite_tile = tile;
         __syncthreads();
         if (block.nonfinite_tile == tile) {

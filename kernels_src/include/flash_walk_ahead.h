@@ -39,7 +39,7 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
         begin_qk(scores, block.queries, k);
         begin_pv(out, weights, v);
         settle<1>(scores);
-        if (range.hides(tile) || block.score.MAY_HIDE) {  // it looks at its v
+        if (block.careful) {  // it may look at its v
             v.arrive();
             __syncthreads();
         }

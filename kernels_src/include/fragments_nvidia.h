@@ -47,8 +47,29 @@ struct Scores : Accumulators<BLOCK_N> {
 };
 
 struct Output : Accumulators<V_COLUMNS> {
-    static constexpr int COLUMNS = EACH, RUN = 2;
+    static constexpr int COLUMNS = EACH, RUN = 4;
     __device__ static int column(int c) { return place(c); }
+
+    // Of each two tiles a lane gives its half of one to its neighbour: then it has four columns side by side.
+    __device__ void regroup() {
+        const bool odd = lane_index() % 2;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int c = 0; c < EACH; c += 4)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const float first = get(r, c + e), second = get(r, c + 2 + e);
+                    const float other = __shfl_xor(odd ? first : second, 1);
+                    set(r, c + e, odd ? other : first);
+                    set(r, c + 2 + e, odd ? second : other);
+                }
+    }
+    // The column of element c, the first of four, after that.
+    __device__ static int regrouped(int c) {
+        const int lane = lane_index() % 4;
+        return c / 4 * 16 + lane % 2 * 8 + lane / 2 * 4;
+    }
 };
 
 // Two numbers in 16 bits each, rounded to nearest even, the first in the low half.

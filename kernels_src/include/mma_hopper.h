@@ -34,15 +34,16 @@ struct Queries {
     __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
         scalar* lds = reinterpret_cast<scalar*>(memory);
         const int first = wave_index() * WAVE_ROWS;
-        copy_rows<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(lds, first, rows, stride, first, count, lane_index());
-        wait_for_copies();
-        __syncwarp();
-        if (negate)
+        Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(rows, stride, count, lane_index())(lds, first, first);
+        if (negate) {
+            wait_for_copies();
+            __syncwarp();
             for (int i = lane_index(); i < WAVE_ROWS * QK_COLUMNS; i += WAVE_SIZE) {
                 scalar& x = lds[Layout::offset(first + i / QK_COLUMNS, i % QK_COLUMNS)];
                 x = -x;
             }
-        Layout::publish();  // the barrier before the first product is the loop's
+        }
+        // They arrive with the first keys.
         address = shared_address(lds) + wave_index() / 4 * 4 * WAVE_ROWS * CHUNK * static_cast<int>(sizeof(scalar));
     }
 };

@@ -28,7 +28,7 @@ struct Queries {
     __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
         scalar* lds = reinterpret_cast<scalar*>(memory);
         const int first = wave_index() * WAVE_ROWS;
-        copy_rows<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(lds, first, rows, stride, first, count, lane_index());
+        Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(rows, stride, count, lane_index())(lds, first, first);
         wait_for_copies();
         __syncwarp();
         if (negate) {

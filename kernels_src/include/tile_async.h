@@ -11,10 +11,12 @@ __device__ inline unsigned shared_address(const void* at) {
     return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
+__device__ inline void copy_async(unsigned to, const scalar* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 // Copies 16 bytes, or writes zeros.
-__device__ inline void copy_async(scalar* to, const scalar* from, bool exists) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(exists ? 16 : 0)
+__device__ inline void copy_async(unsigned to, const scalar* from, bool exists) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0)
                  : "memory");
 }
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -28,27 +30,65 @@ __device__ inline void copy_parts(scalar* to, const scalar* row, int column, boo
     *reinterpret_cast<Eight*>(to) = x;
 }
 
-// Copies rows first .. first + ROWS - 1 of [rows, DIM], a part each of COUNT threads.
+// Copies ROWS rows of [rows, DIM] at a time, a part each of COUNT threads.
 template <int DIM, class Layout, int ROWS, int COUNT>
-__device__ inline void copy_rows(scalar* lds, int lds_row, const scalar* base, i64 stride, int first, int rows,
-                                 int thread) {
-    constexpr int PIECES = Layout::COLUMNS / 8, ALL = ROWS * PIECES;
-    const scalar* tile = base + first * stride;
-#pragma unroll
-    for (int i = 0; i < (ALL + COUNT - 1) / COUNT; ++i) {
-        // Where the threads make up whole rows, a thread stays in its column.
-        const int piece = COUNT % PIECES ? i * COUNT + thread : thread;
-        const int row = piece / PIECES + (COUNT % PIECES ? 0 : i * (COUNT / PIECES)), column = piece % PIECES * 8;
-        if (ALL % COUNT != 0 && i * COUNT + thread >= ALL) break;
-        scalar* to = lds + Layout::offset(lds_row + row, column);
-        const bool exists = first + row < rows;
-        if constexpr (VECTOR == 8) {
-            const bool copied = exists && (DIM == Layout::COLUMNS || column < DIM);
-            copy_async(to, copied ? tile + row * stride + column : base, copied);
-        } else {
-            copy_parts<DIM>(to, tile + row * stride, column, exists);
+struct Copy {
+    __device__ Copy(const scalar* from, i64 row_stride, int count, int which)
+        : place(from + which / PIECES * row_stride + which % PIECES * 8),
+          stride(row_stride),
+          rows(count),
+          thread(which) {}
+
+    // Rows first .. first + ROWS - 1, to row `lds_row` on of `lds`.
+    __device__ void operator()(scalar* lds, int lds_row, int first) const {
+        if constexpr (VECTOR == 8 && DIM == Layout::COLUMNS && COUNT % PIECES == 0 && STEP % 8 == 0 &&
+                      ROWS % STEP == 0) {
+            if (first + ROWS <= rows) {
+                copy_whole(lds, lds_row, first);
+                return;
+            }
+        }
+        const scalar* base = place - thread / PIECES * stride - thread % PIECES * 8;
+        const scalar* tile = base + first * stride;
+        // No unrolling: this is for the last tile, and for shapes that no thread's column fits.
+#pragma unroll 1
+        for (int piece = thread; piece < ROWS * PIECES; piece += COUNT) {
+            const int row = piece / PIECES, column = piece % PIECES * 8;
+            scalar* to = lds + Layout::offset(lds_row + row, column);
+            const bool exists = first + row < rows;
+            if constexpr (VECTOR == 8) {
+                const bool copied = exists && column < DIM;
+                copy_async(shared_address(to), copied ? tile + row * stride + column : base, copied);
+            } else {
+                copy_parts<DIM>(to, tile + row * stride, column, exists);
+            }
         }
     }
+
+private:
+    static constexpr int PIECES = Layout::COLUMNS / 8, STEP = COUNT / PIECES;
+    const scalar* place;  // this thread's in row 0
+    i64 stride;
+    int rows, thread;
+
+    // All rows exist, and the threads make up whole rows, STEP of them: a thread stays in its column.
+    __device__ void copy_whole(scalar* lds, int lds_row, int first) const {
+        const unsigned to = shared_address(lds + Layout::offset(lds_row + thread / PIECES, thread % PIECES * 8));
+        const scalar* from = place + first * stride;
+#pragma unroll
+        for (int i = 0; i < ROWS / STEP; ++i) {
+            copy_async(to + Layout::offset(i * STEP, 0) * static_cast<int>(sizeof(scalar)), from);
+            from += STEP * stride;
+        }
+    }
+};
+
+// The sign bits of a word are set where one of eight elements is not finite: its exponent of ones, and one more, is
+// the sign bit. Two elements at once.
+__device__ inline unsigned nonfinite_signs(const scalar* at) {
+    constexpr unsigned ONES = same<scalar, f16> ? 0x7c007c00u : 0x7f807f80u, ONE = same<scalar, f16> ? 0x04000400u : 0x00800080u;
+    const uint4 words = *reinterpret_cast<const uint4*>(at);
+    return ((words.x & ONES) + ONE) | ((words.y & ONES) + ONE) | ((words.z & ONES) + ONE) | ((words.w & ONES) + ONE);
 }
 
 // STAGES tiles, 1 or 2: store() fills the one that turn() then makes the present one.
@@ -57,11 +97,11 @@ struct AsyncTile {
     static constexpr int BYTES = STAGES * Layout::ELEMENTS * sizeof(scalar);
 
     __device__ AsyncTile(const scalar* from, i64 row_stride, int count, char* memory)
-        : lds(reinterpret_cast<scalar*>(memory)), base(from), stride(row_stride), rows(count) {}
+        : lds(reinterpret_cast<scalar*>(memory)), copy(from, row_stride, count, threadIdx.x) {}
 
     __device__ void fetch(int) const {}
     __device__ void store(int first) const {
-        copy_rows<DIM, Layout, BLOCK_N, THREADS>(coming(), 0, base, stride, first, rows, threadIdx.x);
+        copy(coming(), 0, first);
     }
     __device__ void turn() { stage ^= 1; }
     __device__ scalar* present() const { return lds + stage * Layout::ELEMENTS; }
@@ -72,26 +112,32 @@ struct AsyncTile {
 
     // Replaces what is not finite by 0; returns whether there was any among this thread's part.
     __device__ bool clean() const {
-        bool found = false;
-        constexpr int PIECES = Layout::COLUMNS / 8;
-        for (int i = threadIdx.x; i < BLOCK_N * PIECES; i += THREADS) {
-            Eight& x = *reinterpret_cast<Eight*>(coming() + Layout::offset(i / PIECES, i % PIECES * 8));
+        constexpr int PIECES = Layout::COLUMNS / 8, ALL = BLOCK_N * PIECES;
+        unsigned signs = 0;
 #pragma unroll
-            for (int e = 0; e < 8; ++e)
-                if (!is_finite(static_cast<float>(x.at[e]))) {
-                    x.at[e] = scalar(0.0f);
-                    found = true;
-                }
+        for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
+            const int piece = i * THREADS + threadIdx.x;
+            if (ALL % THREADS == 0 || piece < ALL)
+                signs |= nonfinite_signs(coming() + Layout::offset(piece / PIECES, piece % PIECES * 8));
         }
-        Layout::publish();
+        const bool found = signs & 0x80008000u;
+        if (found) {
+#pragma unroll 1
+            for (int piece = threadIdx.x; piece < ALL; piece += THREADS) {
+                scalar* at = coming() + Layout::offset(piece / PIECES, piece % PIECES * 8);
+#pragma unroll 1
+                for (int e = 0; e < 8; ++e)
+                    if (!is_finite(static_cast<float>(at[e]))) at[e] = scalar(0.0f);
+            }
+            Layout::publish();
+        }
         return found;
     }
 
 private:
     scalar* lds;
-    const scalar* base;
-    i64 stride;
-    int rows, stage = STAGES - 1;  // so that what is stored first comes to lie in front
+    Copy<DIM, Layout, BLOCK_N, THREADS> copy;
+    int stage = STAGES - 1;  // so that what is stored first comes to lie in front
 
     __device__ scalar* coming() const { return lds + (STAGES - 1 - stage) * Layout::ELEMENTS; }
 };
