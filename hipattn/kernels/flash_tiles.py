@@ -12,6 +12,8 @@ __all__ = ["FLAG_BYTES", "Tiles", "choose"]
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
+_RDNA3 = ("gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153")
+_RDNA4 = ("gfx1200", "gfx1201")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
     tiles = None
     if dtype != "float32" and arch in _CDNA:
         tiles = _cdna(arch, head_dim, value_dim)
+    elif dtype != "float32" and arch in _RDNA3 + _RDNA4:
+        tiles = _rdna(arch, head_dim, value_dim)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
         tiles = _hopper(head_dim, value_dim) if arch == "sm_90" else _nvidia(head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
@@ -66,6 +70,14 @@ def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
     k_row, v_columns = _up(head_dim, step) + _PAD, _up(value_dim, rows)
     lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD))
     return Tiles("mma_cdna.h", 4, 32, block_n, lds, 2 if max(head_dim, value_dim) <= 128 else 1, rows)
+
+
+def _rdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
+    large = max(head_dim, value_dim) > 128
+    waves, block_n = (4, 16) if large else (8, 32)
+    k_row, v_columns = _up(head_dim, 16) + _PAD, _up(value_dim, 16)
+    lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD))
+    return Tiles("mma_rdna3.h" if arch in _RDNA3 else "mma_rdna4.h", waves, 16, block_n, lds)
 
 
 def _nvidia(head_dim: int, value_dim: int) -> Tiles:

@@ -54,12 +54,13 @@ struct Source {
     }
 };
 
-// Replaces what is not finite by 0 in `bytes` of LDS; returns whether there was any among this thread's part.
-template <int BYTES>
-__device__ inline bool clean_lds(char* lds) {
+// Replaces what is not finite by 0 in ROWS rows of COLUMNS elements, PAD apart; returns whether there was any among
+// this thread's part.
+template <int ROWS, int COLUMNS>
+__device__ inline bool clean_lds(scalar* lds) {
     bool found = false;
-    for (int at = threadIdx.x * 16; at < BYTES; at += THREADS * 16) {
-        Eight& x = *reinterpret_cast<Eight*>(lds + at);
+    for (int piece = threadIdx.x; piece < ROWS * (COLUMNS / 8); piece += THREADS) {
+        Eight& x = *reinterpret_cast<Eight*>(lds + piece / (COLUMNS / 8) * (COLUMNS + PAD) + piece % (COLUMNS / 8) * 8);
 #pragma unroll
         for (int e = 0; e < 8; ++e)
             if (!is_finite(static_cast<float>(x[e]))) {
@@ -142,7 +143,7 @@ struct ColumnTile {
     __device__ Eight at(int column, int key) const {
         return *reinterpret_cast<const Eight*>(lds + column * ROW + key);
     }
-    __device__ bool clean() { return clean_lds<BYTES>(reinterpret_cast<char*>(lds)); }
+    __device__ bool clean() { return clean_lds<COLUMNS, BLOCK_N>(lds); }
 
 private:
     static constexpr int QUADS = BLOCK_N / 4, ALL = QUADS * (COLUMNS / 8), EACH = (ALL + THREADS - 1) / THREADS;

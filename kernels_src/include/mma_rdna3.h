@@ -1,0 +1,50 @@
+// The layer over RDNA3's WMMA: gfx1100 to gfx1103, gfx1150 to gfx1153.
+//
+// Operands, lane = L: A[i][k], B[k][j]: i, j = L % 16, k = e, e < 16: lanes 16 to 31 repeat lanes 0 to 15.
+// C[i][j]: j = L % 16, i = 2 r + L / 16. Rows of A are brought in an order that makes it row 8 (L / 16) + r of them.
+#pragma once
+
+#include "half_wave.h"
+#include "tile_rows.h"
+
+using Fragment = scalar __attribute__((ext_vector_type(16)));
+using Accumulator = float __attribute__((ext_vector_type(8)));
+
+__device__ inline Fragment join(Eight low, Eight high) {
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+// An operand of which `eight` gives the elements from k on.
+template <class F>
+__device__ inline Fragment gather(F eight) {
+    return join(eight(0), eight(8));
+}
+
+// Which row of A a lane brings.
+__device__ inline int operand_row() { return lane_index() % 2 * 8 + lane_column() / 2; }
+
+// c + a b. A template, so that only the branch that is taken is looked at.
+template <class Fragment>
+__device__ inline Accumulator multiply(Fragment a, Fragment b, Accumulator c) {
+    using Short16 = short __attribute__((ext_vector_type(16)));
+    if constexpr (same<scalar, f16>) return __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(a, b, c);
+    else
+        return __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(__builtin_bit_cast(Short16, a),
+                                                           __builtin_bit_cast(Short16, b), c);
+}
+
+// The 16 weights of the lane's query, of which it holds 8 and the other lane 8.
+__device__ inline Fragment as_operand(Eight own) {
+    using Words = unsigned __attribute__((ext_vector_type(4)));
+    const Words mine = __builtin_bit_cast(Words, own);
+    Words low, high;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const unsigned theirs = other_half(mine[i]);
+        low[i] = lane_half() ? theirs : mine[i];
+        high[i] = lane_half() ? mine[i] : theirs;
+    }
+    return join(__builtin_bit_cast(Eight, low), __builtin_bit_cast(Eight, high));
+}
+
+#include "mma_wmma.h"

@@ -1,0 +1,114 @@
+// What the layers over WMMA share. mma_rdna3.h and mma_rdna4.h, which include it, say what an operand is.
+//
+// Products are taken transposed, S^T = k q^T and O^T = v^T p^T: so a query is a column of the accumulator, which two
+// lanes share, and its running maximum and sum are scalars of the lane. Of 16 keys, or columns of the output, a lane
+// holds 8 neighbours: 8 (L / 16) + e of query L % 16.
+#pragma once
+
+constexpr int M = 16;     // rows, columns and depth of a product
+constexpr int HELD = 8;   // elements of an accumulator in a lane
+constexpr int QK_COLUMNS = (HEAD_DIM + M - 1) / M * M, V_COLUMNS = (VALUE_DIM + M - 1) / M * M;
+static_assert(WAVE_ROWS % M == 0 && BLOCK_N % M == 0);
+
+// TILES accumulators for each M queries of the wave: as many as WAVE_ROWS x (TILES * M) numbers need.
+template <int TILES>
+struct Accumulators {
+    static constexpr int ROWS = WAVE_ROWS / M, EACH = TILES * HELD;
+    Accumulator tile[ROWS][TILES];
+
+    __device__ void clear() {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) tile[r][t] = Accumulator(0.0f);
+    }
+    __device__ float get(int r, int n) const { return tile[r][n / HELD][n % HELD]; }
+    __device__ void set(int r, int n, float x) { tile[r][n / HELD][n % HELD] = x; }
+    __device__ void scale(int r, float factor) {
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) tile[r][t] *= factor;
+    }
+    // Element n's place in the direction of the accumulators' rows.
+    __device__ static int place(int n) { return n / HELD * M + lane_half() * HELD + n % HELD; }
+    __device__ static int row(int r) { return r * M + lane_column(); }
+};
+
+struct Scores : Accumulators<BLOCK_N / M> {
+    static constexpr int KEYS = EACH;
+    __device__ static int key(int n) { return place(n); }
+};
+
+struct Output : Accumulators<V_COLUMNS / M> {
+    static constexpr int COLUMNS = EACH, RUN = HELD;
+    __device__ static int column(int c) { return place(c); }
+};
+
+using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
+using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, 1>;  // keys in their order
+
+struct Queries {
+    static constexpr int BYTES = 0, STEPS = QK_COLUMNS / M;
+    Fragment at[Scores::ROWS][STEPS];
+
+    // `rows`: the block's first query; `count` of them exist.
+    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char*) {
+#pragma unroll
+        for (int r = 0; r < Scores::ROWS; ++r) {
+            const int row = wave_index() * WAVE_ROWS + Scores::row(r);
+            const scalar* from = rows + row * stride;
+#pragma unroll
+            for (int s = 0; s < STEPS; ++s) {
+                at[r][s] = gather([&](int k) { return row < count ? load_eight<HEAD_DIM>(from, s * M + k) : Eight(0); });
+                if (negate) at[r][s] = -at[r][s];
+            }
+        }
+    }
+};
+
+// Eight weights, rounded to nearest even.
+__device__ inline Eight narrow(Accumulator x) {
+    Eight y;
+    if constexpr (same<scalar, f16>) {
+#pragma unroll
+        for (int e = 0; e < HELD; ++e) y[e] = static_cast<scalar>(x[e]);
+    } else {
+        // 65536 x less 65535 x, rounded, is x rounded to the upper half of its bits (Dekker's splitting; a tie goes to
+        // even, because 65536 x is even there). No weight is infinite, or near.
+        unsigned word[HELD];
+#pragma unroll
+        for (int e = 0; e < HELD; ++e)
+            word[e] = __builtin_bit_cast(unsigned, fmaf(x[e], 65536.0f, x[e] * -65535.0f));
+        unsigned pair[HELD / 2];
+#pragma unroll
+        for (int e = 0; e < HELD / 2; ++e) pair[e] = __builtin_amdgcn_perm(word[2 * e + 1], word[2 * e], 0x07060302);
+        __builtin_memcpy(&y, pair, sizeof(y));
+    }
+    return y;
+}
+
+__device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
+    scores.clear();
+#pragma unroll
+    for (int t = 0; t < BLOCK_N / M; ++t)
+#pragma unroll
+        for (int s = 0; s < Queries::STEPS; ++s) {
+            const Fragment keys = gather([&](int e) { return k.at(t * M + operand_row(), s * M + e); });
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply(keys, q.at[r][s], scores.tile[r][t]);
+        }
+}
+
+__device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
+#pragma unroll
+    for (int s = 0; s < BLOCK_N / M; ++s) {
+        Fragment p[Scores::ROWS];
+#pragma unroll
+        for (int r = 0; r < Scores::ROWS; ++r) p[r] = as_operand(narrow(weights.tile[r][s]));
+#pragma unroll
+        for (int t = 0; t < V_COLUMNS / M; ++t) {
+            const Fragment values = gather([&](int e) { return v.at(t * M + operand_row(), s * M + e); });
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r) out.tile[r][t] = multiply(values, p[r], out.tile[r][t]);
+        }
+    }
+}
