@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hipattn.compiler.target import lds_limit
+from hipattn.compiler.target import ARCHS, lds_limit, wave_size
 
 __all__ = ["Tiles", "choose"]
 
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
+_NO_MATRICES = tuple(arch for arch in ARCHS if arch.startswith(("gfx90", "gfx10")) and arch not in ("gfx908", "gfx90a"))
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 
 
@@ -53,6 +54,8 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
     tiles = None
     if dtype != "float32" and arch in _CDNA:
         tiles = _cdna(arch, head_dim, value_dim)
+    elif dtype == "float32" or arch in _NO_MATRICES:
+        tiles = _fma(arch, head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes <= lds_limit(arch) else None
 
 
@@ -67,3 +70,16 @@ def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
 
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
+
+
+def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
+    """For ``mma_fma.h``: the first that fits; a lane takes `rows` x `keys` scores, `strip` keys' weights wait at once."""
+    k_row, v_row = _up(head_dim, 4), _up(value_dim, 32)
+    k_row += 0 if k_row % 8 else 4
+    row_lanes = wave_size(arch) // 8
+    for waves, rows, keys, strip in ((4, 128 // 4 // row_lanes, 4, 16), (4, 1, 2, 16), (4, 1, 1, 8), (2, 1, 1, 8), (1, 1, 1, 8)):
+        block_m, block_n = waves * rows * row_lanes, 8 * keys
+        lds = 4 * (block_n * (k_row + v_row) + block_m * (k_row + strip + 8))
+        if lds <= lds_limit(arch) - 64:
+            return Tiles("mma_fma.h", waves, rows * row_lanes, block_n, lds)
+    return None
