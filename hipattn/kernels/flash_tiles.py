@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
-from hipattn.compiler.target import ARCHS, lds_limit, wave_size
+from hipattn.compiler.target import ARCHS, NVIDIA_ARCHS, lds_limit, wave_size
 
 __all__ = ["Tiles", "choose"]
 
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
 _NO_MATRICES = tuple(arch for arch in ARCHS if arch.startswith(("gfx90", "gfx10")) and arch not in ("gfx908", "gfx90a"))
+_FMA_REGISTERS = 216  # of a lane, for scores, sums, a query's maximum and sum, and four elements of it
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 
 
@@ -73,13 +75,24 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
-    """For ``mma_fma.h``: the first that fits; a lane takes `rows` x `keys` scores, `strip` keys' weights wait at once."""
+    """For ``mma_fma.h``: of what keeps a compute unit busy, the division with the fewest reads of local memory."""
+    lanes, limit, nvidia = wave_size(arch), lds_limit(arch), arch in NVIDIA_ARCHS
+    enough = 8 if nvidia else 4  # waves of a compute unit
+    taken = 1040 if nvidia else 16  # bytes a block beside what it asks for
     k_row, v_row = _up(head_dim, 4), _up(value_dim, 32)
     k_row += 0 if k_row % 8 else 4
-    row_lanes = wave_size(arch) // 8
-    for waves, rows, keys, strip in ((4, 128 // 4 // row_lanes, 4, 16), (4, 1, 2, 16), (4, 1, 1, 8), (2, 1, 1, 8), (1, 1, 1, 8)):
-        block_m, block_n = waves * rows * row_lanes, 8 * keys
+    best, found = None, (0, 0.0)
+    # The first of equals: two blocks of four waves keep each other busy at their barriers.
+    for waves, strip, rows, keys in product((4, 8, 6, 2, 1), (64, 32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1)):
+        block_m, block_n = waves * rows * lanes // 8, 8 * keys
+        columns = v_row // 8
         lds = 4 * (block_n * (k_row + v_row) + block_m * (k_row + strip + 8))
-        if lds <= lds_limit(arch) - 64:
-            return Tiles("mma_fma.h", waves, rows * row_lanes, block_n, lds)
-    return None
+        registers = rows * (keys + columns + 6)
+        if block_n % strip or lds + 16 > limit or registers > _FMA_REGISTERS:
+            continue
+        resident = min((limit + taken) // (lds + taken) * waves, enough)
+        reads = head_dim * (1 / rows + 1 / keys) + value_dim * (1 / rows + 1 / columns)
+        quality = resident, -reads
+        if best is None or quality > found:
+            best, found = Tiles("mma_fma.h", waves, rows * lanes // 8, block_n, lds), quality
+    return best

@@ -112,9 +112,6 @@ struct Queries {
                         negate ? -1.0f : 1.0f);
         }
     }
-    __device__ Four at(int row, int column) const {
-        return *reinterpret_cast<const Four*>(rows + row * QK_ROW + column);
-    }
 };
 
 // And behind it a strip of weights for each wave.
@@ -129,27 +126,38 @@ struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
           weights(reinterpret_cast<float*>(memory + Base::BYTES) + wave_index() * WAVE_ROWS * STRIP_ROW) {}
 };
 
+// Multiplications of a loop's body: enough to hide the reads, few enough for the instruction cache.
+constexpr int BODY = 512;
+__device__ constexpr int unrolled(int multiplications) { return multiplications < BODY ? BODY / multiplications : 1; }
+
+__device__ inline Four read(const float* at) { return *reinterpret_cast<const Four*>(at); }
+
 __device__ inline void multiply_qk(Scores& scores, const Queries& queries, const KTile& k) {
+    constexpr int UNROLLED = unrolled(Scores::ROWS * Scores::KEYS * 4);
+    const float *q = queries.rows + row_lane() * QK_ROW, *key = k.lds + key_lane() * QK_ROW;
     scores.clear();
-#pragma unroll 2
-    for (int d = 0; d < QK_COLUMNS; d += 4) {
-        Four q[Scores::ROWS];
+#pragma unroll UNROLLED
+    for (int d = 0; d < QK_COLUMNS; d += 4, q += 4, key += 4) {
+        Four a[Scores::ROWS];
 #pragma unroll
-        for (int r = 0; r < Scores::ROWS; ++r) q[r] = queries.at(Scores::row(r), d);
+        for (int r = 0; r < Scores::ROWS; ++r) a[r] = read(q + r * ROW_LANES * QK_ROW);
 #pragma unroll
         for (int n = 0; n < Scores::KEYS; ++n) {
-            const Four key = k.at(n * KEY_LANES + key_lane(), d);
+            const Four b = read(key + n * KEY_LANES * QK_ROW);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
 #pragma unroll
                 for (int r = 0; r < Scores::ROWS; ++r)
-                    scores.at[r][n] = fmaf(q[r].at[e], key.at[e], scores.at[r][n]);
+                    scores.at[r][n] = fmaf(a[r].at[e], b.at[e], scores.at[r][n]);
         }
     }
 }
 
-__device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
+__device__ inline void multiply_pv(Output& out, const Scores& scores, const VTile& v) {
     constexpr int RUN = Scores::RUN, HELD = STRIP / KEY_LANES;
+    constexpr int UNROLLED = unrolled(Scores::ROWS * Output::COLUMNS * 4);
+    float* const weights = v.weights + row_lane() * STRIP_ROW;
+    const float* value = v.lds + key_lane() * Output::RUN;
 #pragma unroll
     for (int first = 0; first < Scores::KEYS; first += HELD) {
         wave_sync();  // the strip was read
@@ -159,26 +167,26 @@ __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTi
             for (int n = 0; n < HELD; n += RUN) {
                 Vec<float, RUN> run;
 #pragma unroll
-                for (int e = 0; e < RUN; ++e) run.at[e] = weights.at[r][first + n + e];
-                *reinterpret_cast<Vec<float, RUN>*>(v.weights + Scores::row(r) * STRIP_ROW + Scores::key(n)) = run;
+                for (int e = 0; e < RUN; ++e) run.at[e] = scores.at[r][first + n + e];
+                *reinterpret_cast<Vec<float, RUN>*>(weights + r * ROW_LANES * STRIP_ROW + Scores::key(n)) = run;
             }
         wave_sync();
-#pragma unroll 2
-        for (int key = 0; key < STRIP; key += 4) {
-            Four p[Scores::ROWS];
+        const float* p = weights;
+#pragma unroll UNROLLED
+        for (int n = 0; n < STRIP; n += 4, p += 4) {
+            Four a[Scores::ROWS];
 #pragma unroll
-            for (int r = 0; r < Scores::ROWS; ++r)
-                p[r] = *reinterpret_cast<const Four*>(v.weights + Scores::row(r) * STRIP_ROW + key);
+            for (int r = 0; r < Scores::ROWS; ++r) a[r] = read(p + r * ROW_LANES * STRIP_ROW);
 #pragma unroll
-            for (int e = 0; e < 4; ++e)
+            for (int e = 0; e < 4; ++e, value += V_COLUMNS)
 #pragma unroll
                 for (int c = 0; c < Output::COLUMNS; c += 4) {
-                    const Four value = v.at(first * KEY_LANES + key + e, Output::column(c));
+                    const Four b = read(value + c * KEY_LANES);
 #pragma unroll
                     for (int r = 0; r < Scores::ROWS; ++r)
 #pragma unroll
                         for (int x = 0; x < 4; ++x)
-                            out.at[r][c + x] = fmaf(p[r].at[e], value.at[x], out.at[r][c + x]);
+                            out.at[r][c + x] = fmaf(a[r].at[e], b.at[x], out.at[r][c + x]);
                 }
         }
     }

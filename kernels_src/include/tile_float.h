@@ -77,8 +77,10 @@ template <int DIM, int COLUMNS, int ROW, class Order>
 struct FloatTile {
     static constexpr int BYTES = BLOCK_N * ROW * sizeof(float);
 
+    float* lds;
+
     __device__ FloatTile(const scalar* tensor, i64 row_stride, int count, char* memory)
-        : base(tensor), stride(row_stride), rows(count), lds(reinterpret_cast<float*>(memory)) {}
+        : lds(reinterpret_cast<float*>(memory)), base(tensor), stride(row_stride), rows(count) {}
 
     __device__ void fetch(int first) {
         if constexpr (ASYNC) return;
@@ -105,10 +107,6 @@ struct FloatTile {
     }
     __device__ void arrive() const { wait_async(); }
 
-    __device__ Four at(int place, int column) const {
-        return *reinterpret_cast<const Four*>(lds + place * ROW + column);
-    }
-
     // Replaces what is not finite by 0; returns whether there was any among this thread's part.
     __device__ bool clean() {
         bool found = false;
@@ -129,7 +127,6 @@ private:
     const scalar* base;
     i64 stride;
     int rows;
-    float* lds;
     Piece held[Mine::EACH];
 
     __device__ bool exists(int first, int i) const { return first + Mine::row(i) < rows; }

@@ -17,6 +17,10 @@ __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
 __device__ inline float exp2_fast(float x) {
 #if defined(__AMDGCN__)
     return __builtin_amdgcn_exp2f(x);
+#elif defined(__HIP_PLATFORM_NVIDIA__)
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 #else
     return exp2f(x);
 #endif
