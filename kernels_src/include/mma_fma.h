@@ -126,14 +126,19 @@ struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
           weights(reinterpret_cast<float*>(memory + Base::BYTES) + wave_index() * WAVE_ROWS * STRIP_ROW) {}
 };
 
-// Multiplications of a loop's body: enough to hide the reads, few enough for the instruction cache.
-constexpr int BODY = 512;
-__device__ constexpr int unrolled(int multiplications) { return multiplications < BODY ? BODY / multiplications : 1; }
+// How often a loop is unrolled: enough reads to hide their latency, few enough for their registers. (AMD's compiler
+// moves all reads of a body to its front.)
+#if defined(__HIP_PLATFORM_NVIDIA__)
+constexpr int READS = 32;
+#else
+constexpr int READS = 16;
+#endif
+__device__ constexpr int unrolled(int reads) { return reads < READS ? READS / reads : 1; }
 
 __device__ inline Four read(const float* at) { return *reinterpret_cast<const Four*>(at); }
 
 __device__ inline void multiply_qk(Scores& scores, const Queries& queries, const KTile& k) {
-    constexpr int UNROLLED = unrolled(Scores::ROWS * Scores::KEYS * 4);
+    constexpr int UNROLLED = unrolled(Scores::ROWS + Scores::KEYS);
     const float *q = queries.rows + row_lane() * QK_ROW, *key = k.lds + key_lane() * QK_ROW;
     scores.clear();
 #pragma unroll UNROLLED
@@ -155,7 +160,7 @@ __device__ inline void multiply_qk(Scores& scores, const Queries& queries, const
 
 __device__ inline void multiply_pv(Output& out, const Scores& scores, const VTile& v) {
     constexpr int RUN = Scores::RUN, HELD = STRIP / KEY_LANES;
-    constexpr int UNROLLED = unrolled(Scores::ROWS * Output::COLUMNS * 4);
+    constexpr int UNROLLED = unrolled(Scores::ROWS + Output::COLUMNS);
     float* const weights = v.weights + row_lane() * STRIP_ROW;
     const float* value = v.lds + key_lane() * Output::RUN;
 #pragma unroll
