@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
-from hipattn.compiler.target import NVIDIA_ARCHS, lds_limit
+from hipattn.compiler.target import ARCHS, NVIDIA_ARCHS, lds_limit, wave_size
 
 __all__ = ["FLAG_BYTES", "Tiles", "choose"]
 
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
+_NO_MATRICES = tuple(arch for arch in ARCHS if arch.startswith(("gfx90", "gfx10")) and arch not in ("gfx908", "gfx90a"))
+_FMA_REGISTERS = 216  # of a lane, for scores, sums, a query's maximum and sum, and four elements of it
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 _RDNA3 = ("gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153")
 _RDNA4 = ("gfx1200", "gfx1201")
@@ -60,6 +63,8 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
         tiles = _rdna(arch, head_dim, value_dim)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
         tiles = _hopper(head_dim, value_dim) if arch == "sm_90" else _nvidia(head_dim, value_dim)
+    elif dtype == "float32" or arch in _NO_MATRICES:
+        tiles = _fma(arch, head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
 
 
@@ -93,6 +98,30 @@ def _hopper(head_dim: int, value_dim: int) -> Tiles:
     block_n = 64 if max(head_dim, value_dim) <= 64 or max(head_dim, value_dim) > 128 else 128
     lds = 2 * (2 * block_n * (_up(head_dim, 64) + _up(value_dim, 64)) + 128 * _up(head_dim, 64))
     return Tiles("mma_hopper.h", 8, 16, block_n, lds, 4 if block_n == 64 and head_dim <= 64 else 2)
+
+
+def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
+    """For ``mma_fma.h``: of what keeps a compute unit busy, the division with the fewest reads of local memory."""
+    lanes, limit, nvidia = wave_size(arch), lds_limit(arch), arch in NVIDIA_ARCHS
+    enough = 8 if nvidia else 4  # waves of a compute unit
+    taken = 1040 if nvidia else 16  # bytes a block beside what it asks for
+    k_row, v_row = _up(head_dim, 4), _up(value_dim, 32)
+    k_row += 0 if k_row % 8 else 4
+    best, found = None, (0, 0.0)
+    # The first of equals: two blocks of four waves keep each other busy at their barriers.
+    for waves, strip, rows, keys in product((4, 8, 6, 2, 1), (64, 32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1)):
+        block_m, block_n = waves * rows * lanes // 8, 8 * keys
+        columns = v_row // 8
+        lds = 4 * (block_n * (k_row + v_row) + block_m * (k_row + strip + 8))
+        registers = rows * (keys + columns + 6)
+        if block_n % strip or lds + FLAG_BYTES > limit or registers > _FMA_REGISTERS:
+            continue
+        resident = min((limit + taken) // (lds + taken) * waves, enough)
+        reads = head_dim * (1 / rows + 1 / keys) + value_dim * (1 / rows + 1 / columns)
+        quality = resident, -reads
+        if best is None or quality > found:
+            best, found = Tiles("mma_fma.h", waves, rows * lanes // 8, block_n, lds), quality
+    return best
 
 
 def _up(size: int, multiple: int) -> int:

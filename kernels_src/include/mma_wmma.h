@@ -41,6 +41,8 @@ struct Scores : Accumulators<BLOCK_N / M> {
 struct Output : Accumulators<V_COLUMNS / M> {
     static constexpr int COLUMNS = EACH, RUN = HELD;
     __device__ static int column(int c) { return place(c); }
+    __device__ void regroup() {}
+    __device__ static int regrouped(int c) { return column(c); }
 };
 
 using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
