@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,18 @@ HOST = (1, 3, 11)  # device types whose memory the CPU reads
 
 _IS_COPIED = 2  # DLPACK_FLAG_BITMASK_IS_COPIED
 
-_FLOAT, _BFLOAT = 2, 4
-_CODE_NAMES = {0: "int", 1: "uint", _FLOAT: "float", 3: "handle", _BFLOAT: "bfloat", 5: "complex", 6: "bool"}
-_CODES = {"float32": (_FLOAT, 32), "float16": (_FLOAT, 16), "bfloat16": (_BFLOAT, 16)}
-_DTYPES = {
-    (_FLOAT, 32, 1): np.dtype(np.float32),
-    (_FLOAT, 16, 1): np.dtype(np.float16),
-    (_BFLOAT, 16, 1): np.dtype(ml_dtypes.bfloat16),
+_INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
+_CODE_NAMES = {_INT: "int", _UINT: "uint", _FLOAT: "float", 3: "handle", _BFLOAT: "bfloat", 5: "complex", _BOOL: "bool"}
+_CODES = {
+    np.dtype(np.float32): (_FLOAT, 32),
+    np.dtype(np.float16): (_FLOAT, 16),
+    np.dtype(ml_dtypes.bfloat16): (_BFLOAT, 16),
+    np.dtype(np.int32): (_INT, 32),
+    np.dtype(np.int64): (_INT, 64),
+    np.dtype(np.uint8): (_UINT, 8),
+    np.dtype(np.bool_): (_BOOL, 8),
 }
+_DTYPES = {(*code, 1): dtype for dtype, code in _CODES.items()}
 
 # NumPy gained the versioned protocol in 2.1.
 _NUMPY_IS_VERSIONED = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
@@ -103,7 +107,7 @@ class Memory:
     shape, strides : tuple of int
         Strides are in elements.
     dtype : numpy.dtype
-        float32, float16 or bfloat16.
+        A float, an integer or bool.
     device : tuple of int
         DLPack's device type and index.
     owner : object
@@ -164,13 +168,13 @@ def to_capsule(memory: Memory, max_version: tuple[int, int] | None = None, *, co
     managed = _managed(capsule)
     tensor = managed.tensor
     tensor.device = _Device(*memory.device)
-    tensor.dtype = _DataType(*_CODES[memory.dtype.name], 1)
+    tensor.dtype = _DataType(*_CODES[memory.dtype], 1)
     if copied and isinstance(managed, _Versioned):
         managed.flags |= _IS_COPIED
     return capsule
 
 
-def from_capsule(capsule: Any, argument: str = "array") -> Memory:
+def from_capsule(capsule: Any, argument: str = "array", accepted: Collection[np.dtype[Any]] = tuple(_CODES)) -> Memory:
     """Take the memory of a DLPack capsule. The capsule cannot be used again.
 
     Parameters
@@ -179,6 +183,8 @@ def from_capsule(capsule: Any, argument: str = "array") -> Memory:
         What ``__dlpack__`` of any library returned.
     argument
         A name for messages.
+    accepted
+        The dtypes that are accepted.
 
     Returns
     -------
@@ -197,10 +203,10 @@ def from_capsule(capsule: Any, argument: str = "array") -> Memory:
     tensor = managed.tensor
     kind = tensor.dtype
     dtype = _DTYPES.get((kind.code, kind.bits, kind.lanes))
-    if dtype is None:
-        name = f"{_CODE_NAMES.get(kind.code, f'type code {kind.code} of ')}{kind.bits}"
+    if dtype is None or dtype not in accepted:
+        name = dtype.name if dtype else f"{_CODE_NAMES.get(kind.code, f'type code {kind.code} of ')}{kind.bits}"
         lanes = f" in vectors of {kind.lanes}" if kind.lanes != 1 else ""
-        raise ArgumentError(f"{argument} is {name}{lanes}; accepted: {', '.join(_CODES)}")
+        raise ArgumentError(f"{argument} is {name}{lanes}; accepted: {', '.join(each.name for each in accepted)}")
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else row_major(shape)
     if min(strides, default=0) < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ __all__ = ["borrow", "check_device"]
 
 _NULL_STREAM = {dlpack.CUDA: 1, dlpack.ROCM: 0}  # what DLPack calls it
 
-_TYPESTRS = {np.dtype(kind).str: np.dtype(kind) for kind in (np.float32, np.float16)}
+Dtypes = Collection[np.dtype[Any]]
+_FLOAT32 = np.dtype(np.float32)
 
 
-def borrow(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
+def borrow(
+    obj: Any, stream: Stream | None, argument: str, accepted: Dtypes
+) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
     """Return the memory of another library's array, or a NumPy array if it is not in device memory.
 
     Parameters
@@ -35,6 +39,8 @@ def borrow(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer
         device's default stream.
     argument
         A name for messages.
+    accepted
+        The dtypes that are accepted. A NumPy array may have another one, for the caller to convert or refuse.
 
     Raises
     ------
@@ -48,15 +54,15 @@ def borrow(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer
     if getattr(obj, "is_neg", bool)():  # torch's lazy minus sign, which DLPack does not carry
         raise ArgumentError(f"{argument} is a tensor with torch's negative bit; it takes its resolve_neg()")
     if hasattr(obj, "__dlpack_device__") and not isinstance(obj, np.ndarray):
-        return _from_dlpack(obj, stream, argument)
+        return _from_dlpack(obj, stream, argument, accepted)
     if hasattr(obj, "__cuda_array_interface__"):
-        return _from_interface(obj, stream, argument)
+        return _from_interface(obj, stream, argument, accepted)
     try:
         host = np.asarray(obj)
     except ValueError as error:
         raise ArgumentError(f"{argument} is no array: {error}") from error
-    if not hasattr(obj, "dtype") and host.dtype in (np.float64, np.int64, np.bool_):
-        host = host.astype(np.float32)  # Python's own numbers
+    if not hasattr(obj, "dtype") and host.dtype in (np.float64, np.int64, np.bool_) and _FLOAT32 in accepted:
+        host = host.astype(_FLOAT32)  # Python's own numbers
     return host
 
 
@@ -75,11 +81,13 @@ def check_device(argument: str, index: int, stream: Stream | None) -> None:
         raise ArgumentError(f"{argument} is on device {index}; accepted: 0 to {Device.count() - 1}")
 
 
-def _from_dlpack(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
+def _from_dlpack(
+    obj: Any, stream: Stream | None, argument: str, accepted: Dtypes
+) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
     kind, index = (int(number) for number in obj.__dlpack_device__())
     platform = bindings.platform()
     if kind in dlpack.HOST:
-        memory = dlpack.from_capsule(_capsule(obj, argument), argument)
+        memory = dlpack.from_capsule(_capsule(obj, argument), argument, accepted)
         device = _device_of(memory.pointer)
         if device is None:
             return memory.as_numpy()
@@ -88,13 +96,14 @@ def _from_dlpack(obj: Any, stream: Stream | None, argument: str) -> tuple[Device
         return _wrap(memory, stream or device.default_stream, sync_to_close=True), memory
     if platform.simulated or kind != dlpack.DEVICE_TYPES[platform.name]:
         devices = {"amd": "ROCM devices and ", "nvidia": "CUDA devices and "}
-        accepted = f"{devices.get(platform.name, '')}host memory"
         raise ArgumentError(
-            f"{argument} is on {dlpack.device_name(kind, index)}; accepted on the {platform.name} platform: {accepted}"
+            f"{argument} is on {dlpack.device_name(kind, index)}; accepted on the {platform.name} platform: "
+            f"{devices.get(platform.name, '')}host memory"
         )
     check_device(argument, index, stream)
     stream = stream or Device(index).default_stream
-    memory = dlpack.from_capsule(_capsule(obj, argument, stream=stream.handle or _NULL_STREAM[kind]), argument)
+    capsule = _capsule(obj, argument, stream=stream.handle or _NULL_STREAM[kind])
+    memory = dlpack.from_capsule(capsule, argument, accepted)
     return _wrap(memory, stream), memory
 
 
@@ -108,7 +117,7 @@ def _capsule(obj: Any, argument: str, **stream: int) -> Any:
         raise ArgumentError(f"{argument}, a {type(obj).__name__}, cannot be exported: {error}") from error
 
 
-def _from_interface(obj: Any, stream: Stream | None, argument: str) -> tuple[DeviceBuffer, Memory]:
+def _from_interface(obj: Any, stream: Stream | None, argument: str, accepted: Dtypes) -> tuple[DeviceBuffer, Memory]:
     interface = obj.__cuda_array_interface__
     if interface["version"] not in (2, 3) or interface.get("mask") is not None:
         mask = "no mask" if interface.get("mask") is None else "a mask"
@@ -116,9 +125,10 @@ def _from_interface(obj: Any, stream: Stream | None, argument: str) -> tuple[Dev
             f"{argument} has the CUDA array interface, version {interface['version']}, with {mask}; "
             "accepted: version 2 or 3 with no mask"
         )
-    dtype = _TYPESTRS.get(interface["typestr"])
+    typestrs = {dtype.str: dtype for dtype in accepted if dtype.kind != "V"}  # it has no word for bfloat16
+    dtype = typestrs.get(interface["typestr"])
     if dtype is None:
-        raise ArgumentError(f"{argument} is {interface['typestr']}; accepted: {', '.join(_TYPESTRS)}")
+        raise ArgumentError(f"{argument} is {interface['typestr']}; accepted: {', '.join(typestrs)}")
     shape, steps = tuple(interface["shape"]), interface.get("strides")
     if any(step < 0 or step % dtype.itemsize for step in steps or ()):
         raise ArgumentError(

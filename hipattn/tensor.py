@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import ml_dtypes
@@ -21,32 +22,53 @@ from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "DeviceTensor", "as_dtype", "host_like", "in_place", "like"]
+__all__ = [
+    "BFLOAT16",
+    "BOOL",
+    "DTYPES",
+    "FLOAT16",
+    "FLOAT32",
+    "FLOATS",
+    "INT32",
+    "UINT8",
+    "DeviceTensor",
+    "as_dtype",
+    "host_like",
+    "in_place",
+    "like",
+]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT16 = np.dtype(np.float16)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_DTYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
-_ACCEPTED = frozenset(_DTYPES.values())
+INT32 = np.dtype(np.int32)
+UINT8 = np.dtype(np.uint8)
+BOOL = np.dtype(np.bool_)
+
+FLOATS = (FLOAT32, FLOAT16, BFLOAT16)  # what is computed with
+DTYPES = (*FLOATS, INT32, UINT8, BOOL)  # what a tensor can hold: indices and masks too
 
 
-def as_dtype(dtype: npt.DTypeLike, argument: str = "dtype") -> np.dtype[Any]:
-    """Return float32, float16 or bfloat16 as NumPy's dtype (bfloat16 from ml_dtypes).
+def as_dtype(
+    dtype: npt.DTypeLike, argument: str = "dtype", accepted: Collection[np.dtype[Any]] = FLOATS
+) -> np.dtype[Any]:
+    """Return an accepted dtype, by default float32, float16 or bfloat16, as NumPy's (bfloat16 from ml_dtypes).
 
     Raises
     ------
     ArgumentError
         It is another dtype.
     """
-    if isinstance(dtype, np.dtype) and dtype in _ACCEPTED:
+    if isinstance(dtype, np.dtype) and dtype in accepted:
         return dtype  # NumPy takes microseconds to tell a dtype's name
     try:
         name = dtype if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
     except TypeError:
         name = repr(dtype)
-    if name not in _DTYPES:
-        raise ArgumentError(f"{argument} is {name}; accepted: {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    by_name = {each.name: each for each in accepted}
+    if name not in by_name:
+        raise ArgumentError(f"{argument} is {name}; accepted: {', '.join(by_name)}")
+    return by_name[name]
 
 
 class DeviceTensor:
@@ -62,7 +84,7 @@ class DeviceTensor:
     shape
         Sizes, 0 or more each.
     dtype
-        float32, float16 or bfloat16.
+        float32, float16 or bfloat16; int32, uint8 or bool for indices and masks.
     strides
         In elements, 0 or more each. Default: row-major.
     offset
@@ -91,7 +113,7 @@ class DeviceTensor:
         strides: tuple[int, ...] | None = None,
         offset: int = 0,
     ) -> None:
-        self.dtype = as_dtype(dtype)
+        self.dtype = as_dtype(dtype, accepted=DTYPES)
         self.shape = _sizes(shape)
         self.strides = row_major(self.shape) if strides is None else _sizes(strides, "strides")
         (self.offset,) = _sizes((offset,), "offset")
@@ -118,7 +140,7 @@ class DeviceTensor:
         HipError
             The device has too little memory.
         """
-        kind = as_dtype(dtype)
+        kind = as_dtype(dtype, accepted=DTYPES)
         sizes = _sizes(shape)
         return cls(DeviceBuffer(math.prod(sizes) * kind.itemsize, stream), sizes, kind)
 
@@ -134,7 +156,7 @@ class DeviceTensor:
             The device has too little memory.
         """
         host = np.asarray(array)
-        kind = as_dtype(host.dtype, "array's dtype")
+        kind = as_dtype(host.dtype, "array's dtype", DTYPES)
         host = np.asarray(host, kind, order="C")  # row-major, in this machine's byte order
         tensor = cls.empty(host.shape, kind, stream=stream)
         tensor._upload(host, stream or tensor.buffer.stream)
@@ -163,7 +185,7 @@ class DeviceTensor:
         HipError
             The device has too little memory.
         """
-        found = in_place(obj, stream=stream, argument=argument)
+        found = in_place(obj, stream=stream, argument=argument, accepted=DTYPES)
         return found if isinstance(found, DeviceTensor) else cls.from_numpy(found, stream=stream)
 
     def _upload(self, host: npt.NDArray[Any], stream: Stream) -> None:
@@ -419,19 +441,22 @@ def _sizes(values: tuple[int, ...], argument: str = "shape") -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def in_place(obj: Any, *, stream: Stream | None, argument: str) -> DeviceTensor | npt.NDArray[Any]:
+def in_place(
+    obj: Any, *, stream: Stream | None, argument: str, accepted: Collection[np.dtype[Any]] = FLOATS
+) -> DeviceTensor | npt.NDArray[Any]:
     """Return an array of any library without copying: a tensor if it is on the device, else a NumPy array.
 
-    Parameters and errors are those of `DeviceTensor.asarray`.
+    Parameters and errors are those of `DeviceTensor.asarray`; its dtype is one of those accepted.
     """
     if isinstance(obj, DeviceTensor):
         check_device(argument, obj.device.index, stream)
+        as_dtype(obj.dtype, argument, accepted)
         return obj
-    found = borrow(obj, stream, argument)
+    found = borrow(obj, stream, argument, accepted)
     if isinstance(found, tuple):
         buffer, memory = found
         return DeviceTensor(buffer, memory.shape, memory.dtype, memory.strides)
-    as_dtype(found.dtype, argument)
+    as_dtype(found.dtype, argument, accepted)
     return found
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from hipattn import dlpack
 from hipattn.errors import ArgumentError
+from hipattn.tensor import FLOATS
 from tests.helpers.tolerance import DTYPES
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -126,12 +127,21 @@ def test_no_capsule(thing: Any) -> None:
         dlpack.from_capsule(thing)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.bool_])
+def test_indices_and_masks_are_taken(dtype: Any) -> None:
+    array = np.array([0, 1, 3], dtype)
+    memory = dlpack.from_capsule(dlpack.to_capsule(memory_of(array), (1, 0)))
+    assert memory.dtype == dtype
+    assert memory.as_numpy().dtype == dtype
+    assert np.from_dlpack(Producer(dlpack.to_capsule(memory, (1, 0)))).tolist() == array.tolist()
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint8, np.complex64, np.bool_])
 def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
     array = np.zeros(3, dtype)
     count = sys.getrefcount(array)
     with pytest.raises(ArgumentError, match=rf"k is {np.dtype(dtype).name}\d*; accepted: float32, float16, bfloat16"):
-        dlpack.from_capsule(array.__dlpack__(), "k")
+        dlpack.from_capsule(array.__dlpack__(), "k", FLOATS)
     assert sys.getrefcount(array) == count  # the producer has its capsule back
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hipattn import ArgumentError, ClosedError, Device, DeviceBuffer, DeviceTensor, Stream
 from hipattn.runtime import bindings, buffer
-from hipattn.tensor import BFLOAT16, FLOAT16, FLOAT32, as_dtype
-from tests.helpers.tolerance import DTYPES
+from hipattn.tensor import BFLOAT16, BOOL, FLOAT16, FLOAT32, FLOATS, INT32, UINT8, as_dtype, in_place
+from hipattn.tensor import DTYPES as STORED
 
 PLATFORM = bindings.platform().name
 SIMULATED = bindings.platform().simulated
@@ -101,7 +101,7 @@ def test_other_dtypes_are_refused(given: Any, name: str) -> None:
 # construction and copies
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", STORED, ids=str)
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 5), (2, 3, 5)])
 def test_to_the_device_and_back(stream: Stream, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     array = numbers(*shape, dtype=dtype)
@@ -153,7 +153,7 @@ def test_copy_from(stream: Stream) -> None:
         tensor.copy_from(numbers(6, 4))
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int32, object])
+@pytest.mark.parametrize("dtype", [np.float64, np.int16, object])
 def test_other_arrays_are_refused_before_anything_is_allocated(dtype: Any) -> None:
     with bindings.record() as calls, pytest.raises(ArgumentError, match=np.dtype(dtype).name):
         DeviceTensor.from_numpy(np.zeros(3, dtype))
@@ -401,6 +401,31 @@ def test_torch_tensors_of_the_host_are_uploaded(stream: Stream, dtype: str) -> N
     assert (tensor.dtype, tensor.shape) == (as_dtype(dtype), (4, 3))
     assert tensor.pointer != array.data_ptr()
     np.testing.assert_array_equal(tensor.numpy().astype(np.float32), array.float().numpy())
+
+
+@pytest.mark.parametrize("dtype", [INT32, UINT8, BOOL], ids=str)
+def test_indices_and_masks(stream: Stream, dtype: np.dtype[Any]) -> None:
+    torch = pytest.importorskip("torch")
+    array = np.array([[0, 1, 3], [5, 0, 0]], dtype)
+    tensor = DeviceTensor.asarray(array, stream=stream)
+    assert (tensor.dtype, tensor.is_contiguous) == (dtype, True)
+    assert DeviceTensor.asarray(torch.from_numpy(array), stream=stream).numpy().tolist() == array.tolist()
+    np.testing.assert_array_equal(tensor[:, 1:].numpy(), array[:, 1:])
+    back = DeviceTensor.asarray(Exported(tensor), stream=stream)
+    assert (back.pointer, back.dtype) == (tensor.pointer, dtype)
+    foreign = DeviceTensor.asarray(interface(tensor), stream=stream)
+    assert (foreign.pointer, foreign.dtype) == (tensor.pointer, dtype)
+    if SIMULATED:
+        assert torch.from_dlpack(tensor).tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("dtype", [INT32, UINT8, BOOL], ids=str)
+def test_indices_and_masks_are_refused_where_floats_are_asked_for(stream: Stream, dtype: np.dtype[Any]) -> None:
+    array = np.zeros(4, dtype)
+    tensor = DeviceTensor.from_numpy(array, stream=stream)
+    for obj in (array, tensor, Exported(tensor), interface(tensor)):
+        with pytest.raises(ArgumentError, match=r"q is .*; accepted: (float32, float16, bfloat16|<f4, <f2)$"):
+            in_place(obj, stream=stream, argument="q", accepted=FLOATS)
 
 
 def test_torch_errors_are_named() -> None:

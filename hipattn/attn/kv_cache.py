@@ -8,7 +8,7 @@ from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError, CacheFullError, ClosedError
 from hipattn.kernels import kv_append
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import BFLOAT16, DeviceTensor
+from hipattn.tensor import BFLOAT16, DeviceTensor, as_dtype
 
 __all__ = ["KVCache"]
 
@@ -57,14 +57,14 @@ class KVCache:
         self.batch, self.capacity, self.heads_kv = batch, capacity, heads_kv
         self.head_dim, self.value_dim = head_dim, value_dim
         rows = (layers, batch, capacity, heads_kv)
-        self._keys = DeviceTensor.empty((*rows, head_dim), dtype, stream=stream)
+        self.dtype = as_dtype(dtype)
+        self._keys = DeviceTensor.empty((*rows, head_dim), self.dtype, stream=stream)
         try:
-            self._values = DeviceTensor.empty((*rows, value_dim), dtype, stream=stream)
+            self._values = DeviceTensor.empty((*rows, value_dim), self.dtype, stream=stream)
         except BaseException:
             self._keys.buffer.close()
             raise
         self._lengths = [0] * layers
-        self.dtype = self._keys.dtype
 
     @property
     def layers(self) -> int:

@@ -511,12 +511,19 @@ def _facts(tensor: DeviceTensor) -> Facts:
 
 @lru_cache(maxsize=1024)
 def _qk_product(*facts: Any) -> Product:
-    (q, q_steps, dtype), (k, k_steps, _), (scores, steps, scores_dtype) = facts[0:3], facts[3:6], facts[6:9]
+    (q, q_steps, dtype), (k, k_steps, k_dtype), (scores, steps, scores_dtype) = (
+        facts[0:3],
+        facts[3:6],
+        facts[6:9],
+    )
     if len(q) != 4 or len(k) != 4 or scores != (*q[:3], k[2]) or k[3] != q[3] or scores_dtype != FLOAT32:
         raise ArgumentError(
             f"q {q}, k {k} and scores {scores} {scores_dtype} do not fit; they take [batch, heads_q, seq_q, head_dim], "
             "[batch, heads_kv, seq_k, head_dim] and [batch, heads_q, seq_q, seq_k] in float32"
         )
+    as_dtype(dtype, "q's dtype")
+    if k_dtype != dtype:
+        raise ArgumentError(f"k is {k_dtype}; q is {dtype}, and both must agree")
     transposed = (*k[:2], k[3], k[2]), (*k_steps[:2], k_steps[3], k_steps[2])
     a, b, out = _grouped((q, q_steps), transposed, (scores, steps))
     return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*out, "float32"))
@@ -536,6 +543,7 @@ def _weighted_v_product(*facts: Any) -> Product:
         )
     if not dtype == v_dtype == out_dtype:
         raise ArgumentError(f"weights is {dtype}, v {v_dtype}, out {out_dtype}; all must agree")
+    as_dtype(dtype, "weights's dtype")
     a, b, result = _grouped((weights, w_steps), (v, v_steps), (out, steps))
     return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*result, dtype.name))
 

@@ -16,7 +16,7 @@ from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, sha
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["CausalMaskParams", "defaults", "launch", "specialise"]
 
@@ -82,6 +82,7 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
 def _plan(
     device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], address: int
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    as_dtype(dtype, "scores's dtype")
     if len(shape) < 2:
         raise ArgumentError(f"scores has shape {shape}; it takes [..., seq_q, seq_k]")
     rows, seq_k, stride = as_rows("scores", shape, strides)

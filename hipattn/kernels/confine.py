@@ -15,7 +15,7 @@ from hipattn.kernels.rows import BLOCK, as_rows, check_device
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["ConfineParams", "defaults", "launch", "specialise"]
 
@@ -95,6 +95,7 @@ def _plan(
     strides: tuple[int, ...],
     v: tuple[int, ...],
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    as_dtype(dtype, "v's dtype")
     row = as_rows("weights", weights, strides).stride
     if 0 in weights or 0 in v:
         return None

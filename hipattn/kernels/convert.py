@@ -17,7 +17,7 @@ from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joi
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["ConvertParams", "defaults", "launch", "specialise"]
 
@@ -95,6 +95,8 @@ def _plan(
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     if in_shape != out_shape:
         raise ArgumentError(f"out has shape {out_shape}; x has {in_shape}")
+    for name, dtype in (("x", in_dtype), ("out", out_dtype)):
+        as_dtype(dtype, f"{name}'s dtype")
     x, out = joined(as_rows("x", in_shape, in_strides), as_rows("out", out_shape, out_strides))
     if not x.rows * x.columns:
         return None

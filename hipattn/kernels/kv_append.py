@@ -16,7 +16,7 @@ from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vecto
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["KvAppendParams", "defaults", "launch", "specialise"]
 
@@ -108,7 +108,7 @@ _Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
 def _plan(
     device: Device, operands: tuple[_Operand, ...]
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...], tuple[int, ...]] | None:
-    dtype = operands[0][0]
+    dtype = as_dtype(operands[0][0], "k's dtype")
     for name, (kind, shape, strides, _) in zip(_POINTERS, operands, strict=True):
         if len(shape) != 4:
             raise ArgumentError(f"{name} has shape {shape}; it takes [batch, tokens, heads_kv, dim]")

@@ -15,7 +15,7 @@ from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joi
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["ScaleParams", "defaults", "launch", "specialise"]
 
@@ -77,6 +77,7 @@ def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:
 def _plan(
     device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], address: int
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    as_dtype(dtype, "x's dtype")
     (x,) = joined(as_rows("x", shape, strides))
     if not x.rows * x.columns:
         return None

@@ -26,7 +26,7 @@ from hipattn.kernels.rows import (
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOAT32, DeviceTensor
+from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
 
 __all__ = ["SoftmaxParams", "choose", "defaults", "launch", "specialise"]
 
@@ -152,6 +152,8 @@ def _plan(
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     if in_shape != out_shape or not in_shape:
         raise ArgumentError(f"scores has shape {in_shape} and out {out_shape}; both take [..., columns], the same")
+    for name, dtype in (("scores", in_dtype), ("out", out_dtype)):
+        as_dtype(dtype, f"{name}'s dtype")
     rows, columns, in_stride = as_rows("scores", in_shape, in_strides)
     out_stride = as_rows("out", out_shape, out_strides).stride
     if not rows or (not columns and not lse):
