@@ -21,6 +21,7 @@ from hipattn.errors import (
     HipError,
     PlatformError,
 )
+from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.runtime import Blas, Device, DeviceBuffer, Event, Kernel, LaunchConfig, Module, Stream
 from hipattn.tensor import DeviceTensor
 
@@ -44,8 +45,10 @@ __all__ = [
     "KVCache",
     "Kernel",
     "LaunchConfig",
+    "MaskMod",
     "Module",
     "PlatformError",
+    "ScoreMod",
     "Stream",
     "attention",
     "compile",

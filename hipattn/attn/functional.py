@@ -1,38 +1,25 @@
-"""attention(): the function that most users need."""
+"""attention() and attention_varlen(): the functions that most users need."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hipattn.arguments import boolean, instance, number
-from hipattn.attn.staged import HipAttentionKernels, check_shapes
+from hipattn.arguments import instance
+from hipattn.attn import execute, operands
+from hipattn.attn.execute import fallback, free_scratch
+from hipattn.attn.options import EVERY_KEY, Plan, Window, check_window, plan
 from hipattn.errors import ArgumentError
+from hipattn.kernels.mods import MaskMod, ScoreMod
+from hipattn.layout import row_major
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOAT32, DeviceTensor, host_like, in_place, like
+from hipattn.tensor import DeviceTensor, as_dtype, host_like, in_place, like
 
-__all__ = ["attention", "free_scratch"]
-
-_per_thread = threading.local()
-
-
-def _kernels(device: Device) -> HipAttentionKernels:
-    made: dict[int, HipAttentionKernels] = _per_thread.__dict__.setdefault("kernels", {})
-    if device.index not in made:
-        made[device.index] = HipAttentionKernels(device)
-    return made[device.index]
-
-
-def free_scratch() -> None:
-    """Free the memory that `attention` keeps, for the calling thread, between its calls: the last ones' scores.
-
-    `Device.trim` then gives it back to the system.
-    """
-    for kernels in _per_thread.__dict__.get("kernels", {}).values():
-        kernels.close()
+__all__ = ["attention", "fallback", "free_scratch"]
 
 
 def attention(
@@ -43,8 +30,17 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     layout: str = "bshd",
+    window: Window = EVERY_KEY,
+    alibi_slopes: Any = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
     out: Any = None,
     return_lse: bool = False,
+    method: str = "auto",
     stream: Stream | None = None,
 ) -> Any:
     """Compute softmax(scale · q @ kᵀ) @ v for each head.
@@ -59,16 +55,37 @@ def attention(
         [batch, seq_k, heads_kv, head_dim or value_dim] of q's dtype. heads_q is a multiple of heads_kv: query head h
         reads head h · heads_kv / heads_q.
     causal
-        Query i sees key j iff j ≤ i + seq_k − seq_q: the last query is aligned with the last key. A query that sees
-        no key yields zeros.
+        Query i sees key j iff j ≤ p, where p = i + seq_k − seq_q is its own position: the last query is aligned with
+        the last key. A query that sees no key yields zeros.
     scale
         Default: 1/√head_dim.
     layout
         "bshd", or "bhsd" for heads before the sequence; of q, k, v and out.
+    window
+        (left, right): query i sees keys p − left to p + right only; None is no limit.
+    alibi_slopes
+        [heads_q] or [batch, heads_q], float32: subtracts slope · |p − j| from each score. Numbers in host memory are
+        rounded to float32.
+    softcap
+        Bound of the scaled scores, softcap · tanh(score / softcap), before anything is added to them.
+    sinks
+        [heads_q], float32: a logit per head that takes part in the softmax and has no value. Numbers in host memory
+        are rounded to float32.
+    bias
+        Broadcasts to [batch, heads_q, seq_q, seq_k]; float32 or q's dtype. Added to the scores; −inf hides the key.
+    mask
+        Broadcasts to [batch, heads_q, seq_q, seq_k]; bool, or uint8: not 0 where the query sees the key.
+    score_mod, mask_mod
+        Changes of the scores, and what is seen, as expressions: see `ScoreMod` and `MaskMod`. A score_mod comes after
+        all that the other options do to a score.
     out
-        Where to write the result: an array where q is. Default: new memory.
+        Where to write the result: an array where q is, of memory that q, k and v do not share. Default: new memory.
     return_lse
-        Also return the natural log-sum-exp of the scaled scores, −inf for a query that sees no key.
+        Also return the natural log-sum-exp of the scores (and sink), −inf for a query that sees no key.
+    method
+        "flash": one fused kernel. "staged": `HipAttentionKernels`, which takes causal and scale only. "reference":
+        NumPy in float64 on the host, and synchronously. "auto": "flash" where it can, otherwise "staged" where that
+        can.
     stream
         Where the work goes. Default: the default stream of the arrays' device. For arrays on the device the call
         returns before the work is done; results in host memory are complete.
@@ -85,57 +102,107 @@ def attention(
     Raises
     ------
     ArgumentError
-        An argument does not fit; nothing was allocated or launched for the computation.
+        An argument does not fit, or the method cannot serve it; nothing was allocated or launched for the
+        computation.
     ClosedError
         A tensor's memory was freed.
     PlatformError
         No platform can be used on this machine.
-    HipError, CompileError
-        The computation fails.
+    CompileError
+        An expression of score_mod or mask_mod does not compile: the message shows its line.
+    HipError, CodeObjectError
+        The computation fails, and HIPATTN_FALLBACK is error. By default it is recomputed with NumPy and a warning is
+        logged; a score_mod or mask_mod needs its Python function for that.
     """
-    causal = boolean("causal", causal)
-    scale = None if scale is None else number("scale", scale)
-    if stream is not None:
+    if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
-    found = {n: in_place(a, stream=stream, argument=n) for n, a in (("q", q), ("k", k), ("v", v))}
-    *sizes, value_dim = check_shapes(*found.values(), layout=layout)
+    if window is not EVERY_KEY:
+        window = check_window(window)
+    others: dict[str, Any] = {}
+    if not (alibi_slopes is sinks is bias is mask is None and score_mod is None and mask_mod is None):
+        given = {"alibi_slopes": alibi_slopes, "sinks": sinks, "bias": bias, "mask": mask}
+        given |= {"score_mod": score_mod, "mask_mod": mask_mod}
+        others = {name: value for name, value in given.items() if value is not None}
+    options = causal, scale, window, softcap, method, tuple(others)
+    if not others and type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
+        if stream is None:
+            stream = q.buffer.device.default_stream
+        planned = _planned(stream.device, layout, (q, k, v), options)
+        result, lse = execute.on_device(planned, (q, k, v), out, others, return_lse=return_lse, stream=stream)
+        return (result, lse) if return_lse else result
+    return _exchanged(q, k, v, out, others, layout, options, return_lse=return_lse, stream=stream)
+
+
+def _planned(device: Device | None, layout: str, qkv: tuple[Any, Any, Any], options: tuple[Any, ...]) -> Plan:
+    """Plan a call over tensors, or over NumPy arrays as they will be on the device."""
+    q, k, v = qkv
+    facts: tuple[Any, ...]
+    if type(q) is type(k) is type(v) is DeviceTensor:
+        facts = q.dtype, q.shape, q.strides, k.dtype, k.shape, k.strides, v.dtype, v.shape, v.strides
+    else:
+        facts = *_facts(q), *_facts(k), *_facts(v)
+    try:
+        return plan(device, layout, *facts, *options)
+    except TypeError:  # an argument that cannot be hashed is none that is accepted
+        return plan.__wrapped__(device, layout, *facts, *options)
+
+
+def _facts(array: DeviceTensor | npt.NDArray[Any]) -> tuple[Any, ...]:
+    if isinstance(array, DeviceTensor):
+        return array.dtype, array.shape, array.strides
+    return as_dtype(array.dtype), array.shape, row_major(array.shape)
+
+
+def _exchanged(
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    others: Mapping[str, Any],
+    layout: str,
+    options: tuple[Any, ...],
+    *,
+    return_lse: bool,
+    stream: Stream | None,
+) -> Any:
+    """Compute a call over arrays of any library: check all, then upload what is on the host, and give back."""
+    arrays: Any = tuple(
+        in_place(array, stream=stream, argument=name) for name, array in zip("qkv", (q, k, v), strict=True)
+    )
     if out is not None and not hasattr(out, "dtype"):
         raise ArgumentError(f"out is {type(out).__name__}; it takes an array")
     target = None if out is None else in_place(out, stream=stream, argument="out")
-    host = isinstance(found["q"], np.ndarray)
-    if target is not None:
-        _check_out(target, (*found["q"].shape[:3], value_dim), found["q"].dtype, host)
-    if stream is None:
-        devices = [array.device for array in found.values() if isinstance(array, DeviceTensor)]
-        stream = (devices[0] if devices else Device(0)).default_stream
-
-    tensors = [DeviceTensor.asarray(array, stream=stream, argument=name) for name, array in found.items()]
-    lse = DeviceTensor.empty(tuple(sizes[:3]), FLOAT32, stream=stream) if return_lse else None
-    result = _kernels(stream.device).compute_attention(
-        *tensors,
-        causal=causal,
-        scale=scale,
-        layout=layout,
-        out=target if isinstance(target, DeviceTensor) else None,
-        lse=lse,
-        stream=stream,
-    )
-    if host:
-        computed = result.numpy(stream=stream)
-        if isinstance(target, np.ndarray):
-            target[...] = computed
-        answer = host_like(computed, q) if out is None else out
-        return (answer, host_like(lse.numpy(stream=stream), q)) if lse is not None else answer
-    answer = like(result, q) if out is None else out
-    return (answer, like(lse, q)) if lse is not None else answer
-
-
-def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], host: bool) -> None:
-    """Check before anything is uploaded."""
-    if isinstance(out, np.ndarray) != host:
+    host = isinstance(arrays[0], np.ndarray)
+    if target is not None and isinstance(target, np.ndarray) != host:
         places = ("in host memory", "on the device")
         raise ArgumentError(f"out is {places[host]}; q is {places[not host]}, and out must be where q is")
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ArgumentError("out is read-only; it takes an array that can be written")
-    if out.shape != shape or out.dtype != dtype:
-        raise ArgumentError(f"out is {out.dtype} {out.shape}; it takes {dtype} {shape}")
+    devices = [array.device for array in arrays if isinstance(array, DeviceTensor)]
+    if stream is None and (devices or options[4] != "reference"):
+        stream = (devices[0] if devices else Device(0)).default_stream
+    planned = _planned(stream.device if stream else None, layout, arrays, options)
+    beside = operands.found(others, planned.dtype, stream)
+    operands.check(planned, beside)
+    if target is not None:
+        execute.check_out(planned, target, **dict(zip("qkv", arrays, strict=True)), **beside)
+    result: Any
+    lse: Any
+    if planned.method == "reference" and host:
+        result, lse = execute.on_host(planned, arrays, beside)
+    else:
+        assert stream is not None
+        tensors: Any = tuple(DeviceTensor.asarray(array, stream=stream) for array in arrays)
+        result, lse = execute.on_device(
+            planned,
+            tensors,
+            target if isinstance(target, DeviceTensor) else None,
+            operands.on_device(planned, beside, stream),
+            return_lse=return_lse,
+            stream=stream,
+        )
+        if host:
+            result, lse = (None if x is None else x.numpy(stream=stream) for x in (result, lse))
+    if isinstance(target, np.ndarray):
+        target[...] = result
+    give = host_like if host else like
+    answer = give(result, q) if out is None else out
+    return (answer, give(lse, q)) if return_lse else answer

@@ -6,7 +6,6 @@ hipBLAS does the two products, hipattn's kernels the rest. The scores exist in m
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -16,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from hipattn import config
 from hipattn.arguments import boolean, instance, number
 from hipattn.attn import reference
+from hipattn.attn.fallback import FAILURES, Fallback
 from hipattn.attn.kv_cache import KVCache
-from hipattn.errors import ArgumentError, CodeObjectError, CompileError, HipError
+from hipattn.attn.options import check_shapes, laid_out
+from hipattn.errors import ArgumentError, HipError
 from hipattn.kernels import causal_mask, confine, scale, softmax
 from hipattn.kernels.rows import check_device
 from hipattn.layout import overlaps
-from hipattn.runtime import bindings
 from hipattn.runtime.blas import Blas, Matrices, Product
 from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.device import Device
@@ -32,8 +31,6 @@ from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
 
 __all__ = ["HipAttentionKernels"]
-
-log = logging.getLogger("hipattn")
 
 # Rows of scores start at multiples of so many elements, so that kernels move 16 bytes at a time for any seq_k.
 _ROW_MULTIPLE = 8
@@ -71,8 +68,6 @@ class HipAttentionKernels:
     Attributes
     ----------
     device : Device
-    fallbacks : Counter of str
-        Stage → how many times it was recomputed with NumPy.
     """
 
     STAGES = (
@@ -85,10 +80,13 @@ class HipAttentionKernels:
 
     def __init__(self, device: Device | None = None) -> None:
         self.device = Device.of(device)
-        self.fallbacks: Counter[str] = Counter()
-        self._fall_back = config.get("HIPATTN_FALLBACK") == "cpu"
-        self._warned: set[str] = set()
+        self._fallback = Fallback()
         self._scratch: dict[int, _Scratch] = {}  # by the stream's handle, the one used last at the end
+
+    @property
+    def fallbacks(self) -> Counter[str]:
+        """Stage → how many times it was recomputed with NumPy."""
+        return self._fallback.counts
 
     def compute_qk_t(
         self, q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, *, stream: Stream | None = None
@@ -324,14 +322,14 @@ class HipAttentionKernels:
         stream = self._stream(stream)
         causal = boolean("causal", causal)
         past = 0 if cache is None else instance("cache", cache, KVCache).length(layer)
-        shape = check_shapes(q, k, v, layout=layout, past=past)
         check_device(stream, q=q, k=k, v=v)
+        shape = check_shapes(q, k, v, layout=layout, past=past)
         batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
         else:
             scale = number("scale", scale)
-        wanted = _laid_out(layout, batch, heads_q, seq_q, value_dim)
+        wanted = laid_out(layout, batch, heads_q, seq_q, value_dim)
         if out is not None:
             _check_tensor("out", out, wanted, q.dtype)
             check_device(stream, out=out)
@@ -430,61 +428,9 @@ class HipAttentionKernels:
     def _stage(self, name: str, on_gpu: Callable[[], None], on_cpu: Callable[[], None]) -> None:
         try:
             on_gpu()
-        except (HipError, CompileError, CodeObjectError) as error:
-            # A stage that was queued may have run, and some work in place; a broken device gives no data back.
-            queued = isinstance(error, HipError) and error.call == "hipStreamSynchronize"
-            if not self._fall_back or queued or bindings.fault is not None:
-                raise
-            bindings.hip.hipGetLastError()  # dealt with here: nobody else's error
-            cause = f"{name}: {error}"
-            if cause not in self._warned:
-                self._warned.add(cause)
-                log.warning("%s failed on the GPU and is recomputed on the CPU: %s", name, str(error))
-            self.fallbacks[name] += 1
+        except FAILURES as error:
+            self._fallback.recover(name, error)
             on_cpu()
-
-
-def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0) -> tuple[int, int, int, int, int, int]:
-    """Check what attention takes and return (batch, heads_q, seq_q, past + seq_k, head_dim, value_dim).
-
-    The three are `DeviceTensor` objects, or NumPy arrays that are to be uploaded.
-
-    Raises
-    ------
-    ArgumentError
-        A rank, size, dtype or stride does not fit; the message names the tensor, what it got and what it takes.
-    """
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        as_dtype(tensor.dtype, f"{name}'s dtype")
-        if tensor.ndim != 4:
-            raise ArgumentError(f"{name} has shape {tensor.shape}; it takes 4 dimensions, {layout}")
-        if tensor.dtype != q.dtype:
-            raise ArgumentError(f"{name} is {tensor.dtype.name}; q is {q.dtype.name}, and all must agree")
-        if isinstance(tensor, DeviceTensor) and tensor.strides[3] != 1 and tensor.shape[3] > 1:
-            raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
-    if layout not in ("bshd", "bhsd"):
-        raise ArgumentError(f"layout is {layout!r}; accepted: 'bshd', 'bhsd'")
-    sequence, head = (1, 2) if layout == "bshd" else (2, 1)
-    batch, head_dim = q.shape[0], q.shape[3]
-    heads_q, heads_kv = q.shape[head], k.shape[head]
-    seq_q, seq_k = q.shape[sequence], k.shape[sequence]
-    value_dim = v.shape[3]
-    wanted = _laid_out(layout, batch, heads_kv, seq_k, head_dim)
-    if k.shape != wanted:
-        raise ArgumentError(f"k has shape {k.shape}; with q {q.shape} it takes {wanted}")
-    wanted = _laid_out(layout, batch, heads_kv, seq_k, value_dim)
-    if v.shape != wanted:
-        raise ArgumentError(f"v has shape {v.shape}; with k {k.shape} it takes {wanted}")
-    if not head_dim or not heads_kv or heads_q % heads_kv:
-        raise ArgumentError(
-            f"q has {heads_q} heads of {head_dim}, k has {heads_kv}; the heads of q must be a multiple of those of k, "
-            "and head_dim at least 1"
-        )
-    return batch, heads_q, seq_q, past + seq_k, head_dim, value_dim
-
-
-def _laid_out(layout: str, batch: int, heads: int, sequence: int, dim: int) -> tuple[int, int, int, int]:
-    return (batch, sequence, heads, dim) if layout == "bshd" else (batch, heads, sequence, dim)
 
 
 def _as(layout: str, wanted: str, tensor: DeviceTensor) -> DeviceTensor:
@@ -554,12 +500,12 @@ Layout = tuple[tuple[int, ...], tuple[int, ...]]
 def _grouped(queries: Layout, keys: Layout, out: Layout) -> tuple[Layout, Layout, Layout]:
     """Split the query heads into [heads_kv, heads_q / heads_kv], and repeat each key head over its group."""
     heads_q, heads_kv = queries[0][1], keys[0][1]
-    if queries[0][0] != keys[0][0] or not heads_kv or heads_q % heads_kv:
+    if queries[0][0] != keys[0][0] or (heads_q % heads_kv if heads_kv else heads_q):
         raise ArgumentError(
             f"queries are [batch, heads] {queries[0][:2]}, keys {keys[0][:2]}; batch must agree, and the heads of the "
             "queries be a multiple of those of the keys"
         )
-    group = heads_q // heads_kv
+    group = heads_q // heads_kv if heads_kv else 1
 
     def split(layout: Layout) -> Layout:
         (batch, _, *matrix), (batch_step, step, *matrix_steps) = layout

@@ -1,0 +1,205 @@
+"""Run a call that was checked: fused, in stages, or with NumPy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hipattn.attn import operands, reference
+from hipattn.attn.fallback import FAILURES, Fallback
+from hipattn.attn.options import Plan
+from hipattn.attn.staged import HipAttentionKernels
+from hipattn.errors import ArgumentError, CompileError
+from hipattn.kernels import flash_fwd
+from hipattn.layout import overlaps
+from hipattn.runtime.device import Device
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import FLOAT32, DeviceTensor
+
+__all__ = ["check_out", "fallback", "free_scratch", "on_device", "on_host"]
+
+fallback = Fallback()
+"""Of the fused kernel; the stages have their own."""
+
+_per_thread = threading.local()
+
+
+def _kernels(device: Device) -> HipAttentionKernels:
+    made: dict[int, HipAttentionKernels] = _per_thread.__dict__.setdefault("kernels", {})
+    if device.index not in made:
+        made[device.index] = HipAttentionKernels(device)
+    return made[device.index]
+
+
+def free_scratch() -> None:
+    """Free the memory that `attention` keeps, for the calling thread, between its calls: scores of the staged method.
+
+    `Device.trim` then gives it back to the system.
+    """
+    for kernels in _per_thread.__dict__.get("kernels", {}).values():
+        kernels.close()
+
+
+def on_device(
+    plan: Plan,
+    qkv: tuple[DeviceTensor, DeviceTensor, DeviceTensor],
+    out: DeviceTensor | None,
+    others: Mapping[str, Any],
+    *,
+    return_lse: bool,
+    stream: Stream,
+) -> tuple[DeviceTensor, DeviceTensor | None]:
+    """Compute a call over tensors of the stream's device.
+
+    Parameters
+    ----------
+    plan
+        The call.
+    qkv, out
+        In the plan's layout; without `out` it is allocated.
+    others
+        The operands beside, as `operands.on_device` returns them; of packed sequences also where they start.
+    return_lse
+        Whether to compute the LSE.
+    stream
+        Where the work goes.
+
+    Returns
+    -------
+    out : DeviceTensor
+    lse : DeviceTensor or None
+        Of float32.
+
+    Raises
+    ------
+    ArgumentError
+        A tensor is on another device, or `out` does not fit. Nothing was allocated.
+    """
+    device = stream.device
+    q, k, v = qkv
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.buffer.device is not device:
+            raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {device.index}")
+        tensor.pointer  # noqa: B018  raises if the buffer is closed
+    if out is None:
+        out = DeviceTensor.empty(plan.out, plan.dtype, stream=stream)
+    else:
+        check_out(plan, out, q=q, k=k, v=v)
+        if out.buffer.device is not device:
+            raise ArgumentError(f"out is on device {out.device.index}; the stream is on {device.index}")
+    lse = DeviceTensor.empty(plan.lse, FLOAT32, stream=stream) if return_lse else None
+    if 0 in plan.out and (lse is None or 0 in plan.lse):
+        return out, lse
+    if plan.method == "flash":
+        try:
+            _launch(plan, q, k, v, out, lse, others, stream)
+        except FAILURES as error:
+            _recover(error, others)
+            _fill(out, lse, on_host(plan, qkv, others), stream)
+    elif plan.method == "staged":
+        options = {name: plan.formula[name] for name in ("causal", "scale")}
+        _kernels(device).compute_attention(q, k, v, **options, layout=plan.layout, out=out, lse=lse, stream=stream)
+    else:
+        _fill(out, lse, on_host(plan, qkv, others), stream)
+    return out, lse
+
+
+def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Compute a call with NumPy in float64, over tensors and arrays of the host, and round the result once.
+
+    Raises
+    ------
+    ArgumentError
+        A modification has no Python function.
+    """
+    options: Any = {**plan.formula, **operands.on_host(others)}  # first: it may refuse
+    q, k, v = (array.numpy() if isinstance(array, DeviceTensor) else array for array in qkv)
+    if plan.layout == "shd":
+        out, lse = reference.attention_varlen(q, k, v, **options, return_lse=True)
+    else:
+        out, lse = reference.attention(q, k, v, layout=plan.layout, **options, return_lse=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return out.astype(plan.dtype), lse
+
+
+def check_out(plan: Plan, out: Any, **read: Any) -> None:
+    """Check where the result is to be written: a tensor, or a NumPy array.
+
+    Raises
+    ------
+    ArgumentError
+        Its shape, dtype or strides do not fit, or it shares memory with what is read.
+    """
+    if isinstance(out, np.ndarray):
+        if out.shape != plan.out or out.dtype != plan.dtype:
+            raise ArgumentError(f"out is {out.dtype} {out.shape}; it takes {plan.dtype} {plan.out}")
+        if not out.flags.writeable:
+            raise ArgumentError("out is read-only; it takes an array that can be written")
+        return
+    _check_facts(plan.out, plan.dtype, out.shape, out.strides, out.dtype)
+    for name, tensor in read.items():
+        if isinstance(tensor, DeviceTensor) and out.shares_memory(tensor):
+            raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
+
+
+@lru_cache(maxsize=4096)
+def _check_facts(
+    wanted: tuple[int, ...],
+    wanted_dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> None:
+    if shape != wanted or dtype != wanted_dtype:
+        raise ArgumentError(f"out is {dtype} {shape}; it takes {wanted_dtype} {wanted}")
+    if shape[-1] > 1 and strides[-1] != 1:
+        raise ArgumentError(f"out has strides {strides}; its last dimension must be contiguous")
+    if overlaps(shape, strides):
+        raise ArgumentError(f"out has shape {shape} and strides {strides}; its elements overlap")
+
+
+def _launch(
+    plan: Plan,
+    q: DeviceTensor,
+    k: DeviceTensor,
+    v: DeviceTensor,
+    out: DeviceTensor,
+    lse: DeviceTensor | None,
+    others: Mapping[str, Any],
+    stream: Stream,
+) -> None:
+    """Launch the fused kernel, which takes [batch, seq, heads, dim]."""
+    if plan.layout == "bhsd":
+        q, k, v, out = [tensor.transpose(0, 2, 1, 3) for tensor in (q, k, v, out)]
+    elif plan.layout == "shd":
+        q, k, v, out = [tensor.broadcast_to((1, *tensor.shape)) for tensor in (q, k, v, out)]
+        lse = None if lse is None else lse.broadcast_to((1, *lse.shape))
+    options: Any = others or {}
+    flash_fwd.launch(q, k, v, out, lse=lse, stream=stream, **plan.formula, **options)
+
+
+def _recover(error: Exception, others: Mapping[str, Any]) -> None:
+    """Return if the call is to be computed with NumPy; an expression that does not compile is the caller's error."""
+    if isinstance(error, CompileError) and not {"score_mod", "mask_mod"}.isdisjoint(others):
+        raise error
+    try:
+        operands.on_host({name: others[name] for name in ("score_mod", "mask_mod") if name in others})
+    except ArgumentError:
+        raise error from None  # NumPy could not
+    fallback.recover("flash_fwd", error)
+
+
+def _fill(
+    out: DeviceTensor,
+    lse: DeviceTensor | None,
+    computed: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    stream: Stream,
+) -> None:
+    out.copy_from(computed[0], stream=stream)
+    if lse is not None:
+        lse.copy_from(computed[1], stream=stream)

@@ -1,0 +1,123 @@
+"""The tensors of a call beside q, k and v: ALiBi slopes, sinks, bias, mask, modifications, sequence starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hipattn.arguments import instance
+from hipattn.attn.options import Plan
+from hipattn.errors import ArgumentError
+from hipattn.kernels.mods import MaskMod, ScoreMod
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import BOOL, FLOAT32, UINT8, DeviceTensor, in_place
+
+__all__ = ["check", "found", "on_device", "on_host"]
+
+Operand = DeviceTensor | npt.NDArray[Any] | ScoreMod | MaskMod
+
+_PER_HEAD = ("alibi_slopes", "sinks")
+_PER_SCORE = ("bias", "mask")
+_MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
+
+
+def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None) -> dict[str, Operand]:
+    """Return the operands as tensors, or as NumPy arrays that are to be uploaded. Nothing is allocated.
+
+    Parameters
+    ----------
+    given
+        What the caller passed, by the argument's name, without None.
+    dtype
+        Of q.
+    stream
+        Where they are to be used; None for the host.
+
+    Raises
+    ------
+    ArgumentError
+        A dtype, type or device is not accepted.
+    """
+    operands: dict[str, Operand] = {}
+    for name, value in given.items():
+        if name in _MODS:
+            operands[name] = instance(name, value, _MODS[name])
+            continue
+        if name in _PER_HEAD and isinstance(value, np.ndarray | list | tuple):
+            value = _real(name, value)
+        accepted = {"mask": (BOOL, UINT8), "bias": (FLOAT32, dtype)}.get(name, (FLOAT32,))
+        operands[name] = in_place(value, stream=stream, argument=name, accepted=dict.fromkeys(accepted))
+    return operands
+
+
+def _real(name: str, value: Any) -> npt.NDArray[np.float32]:
+    """Round numbers of the host to float32: ``2.0 ** -np.arange(8)`` is float64."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "fiu":
+            return array.astype(np.float32)
+    except ValueError:
+        pass
+    raise ArgumentError(f"{name} is {value!r}; it takes an array of real numbers")
+
+
+def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
+    """Check shapes and strides.
+
+    Raises
+    ------
+    ArgumentError
+        One does not fit; the message names the argument.
+    """
+    batch, heads, _, _ = plan.scores
+    for name, value in operands.items():
+        if isinstance(value, ScoreMod | MaskMod):
+            continue
+        if name in _PER_SCORE:
+            fits = len(value.shape) <= 4 and all(
+                size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(plan.scores), strict=False)
+            )
+            wanted: Any = f"one that broadcasts to {plan.scores}"
+        elif name in _PER_HEAD:
+            shapes = [(heads,), (batch, heads)] if name == "alibi_slopes" else [(heads,)]
+            fits = value.shape in shapes
+            wanted = " or ".join(map(str, shapes))
+        else:
+            continue
+        if not fits:
+            raise ArgumentError(f"{name} has shape {value.shape}; it takes {wanted}")
+        if name in _PER_HEAD and isinstance(value, DeviceTensor) and not value.is_contiguous:
+            raise ArgumentError(f"{name} has strides {value.strides}; it takes a contiguous tensor")
+
+
+def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> dict[str, Any]:
+    """Return the operands as the fused kernel takes them: uploaded, and broadcast."""
+    ready: dict[str, Any] = {}
+    for name, value in operands.items():
+        if isinstance(value, ScoreMod | MaskMod):
+            ready[name] = value.on(stream)
+            continue
+        tensor = DeviceTensor.from_numpy(value, stream=stream) if isinstance(value, np.ndarray) else value
+        ready[name] = tensor.broadcast_to(plan.scores) if name in _PER_SCORE else tensor
+    return ready
+
+
+def on_host(operands: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the operands as the NumPy reference takes them.
+
+    Raises
+    ------
+    ArgumentError
+        A modification has no Python function.
+    """
+    ready: dict[str, Any] = {}
+    for name, value in operands.items():
+        if isinstance(value, ScoreMod | MaskMod):
+            ready[name] = value.on_host()
+            continue
+        array = value.numpy() if isinstance(value, DeviceTensor) else value
+        ready[name] = array.astype(bool) if name == "mask" else array
+    return ready

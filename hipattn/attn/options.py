@@ -1,0 +1,243 @@
+"""What a call of attention asks for: checked once, and remembered for calls with the same shapes and options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hipattn.arguments import boolean, number
+from hipattn.errors import ArgumentError
+from hipattn.kernels import flash_fwd
+from hipattn.runtime.device import Device
+from hipattn.tensor import as_dtype
+
+__all__ = [
+    "EVERY_KEY",
+    "METHODS",
+    "Facts",
+    "Options",
+    "Plan",
+    "Window",
+    "check_shapes",
+    "check_window",
+    "laid_out",
+    "plan",
+    "plan_varlen",
+]
+
+METHODS = ("auto", "flash", "staged", "reference")
+
+Window = tuple[int | None, int | None]
+EVERY_KEY: Window = (None, None)
+
+
+class Facts(NamedTuple):
+    """What is decided by of a tensor."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Options(NamedTuple):
+    """The options that are no arrays, as `hipattn.attention` takes them."""
+
+    causal: bool
+    scale: float | None
+    window: Window
+    softcap: float | None
+    method: str
+    others: tuple[str, ...]  # the names of the other options that are set
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A call whose shapes and options fit.
+
+    Attributes
+    ----------
+    method : str
+        "flash", "staged" or "reference".
+    layout : str
+        "bshd" or "bhsd"; of packed sequences "shd".
+    dtype : numpy.dtype
+    out, lse : tuple of int
+        The shapes of the results.
+    scores : tuple of int
+        (batch, heads_q, seq_q, seq_k).
+    formula : dict
+        causal, scale, window and softcap; a side of the window that hides nothing is None.
+    """
+
+    method: str
+    layout: str
+    dtype: np.dtype[Any]
+    out: tuple[int, ...]
+    lse: tuple[int, ...]
+    scores: tuple[int, int, int, int]
+    formula: dict[str, Any]
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: True is no 1 here
+def plan(device: Device | None, layout: str, *given: Any) -> Plan:
+    """Check a call of `hipattn.attention`, and choose the method.
+
+    Parameters
+    ----------
+    device
+        Where it is computed; None for the host.
+    layout
+        "bshd" or "bhsd".
+    *given
+        The fields of `Facts` of q, k and v, then those of `Options`.
+
+    Raises
+    ------
+    ArgumentError
+        Something does not fit, or the method cannot serve it; the message names the argument.
+    """
+    q, k, v, options = Facts(*given[:3]), Facts(*given[3:6]), Facts(*given[6:9]), Options(*given[9:])
+    batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v, layout=layout)
+    out = (batch, seq_q, heads_q, value_dim) if layout == "bshd" else (batch, heads_q, seq_q, value_dim)
+    scores = batch, heads_q, seq_q, seq_k
+    return _plan(device, layout, out, scores[:3], scores, head_dim, q.dtype, options)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def plan_varlen(device: Device | None, sequences: int, *given: Any) -> Plan:
+    """Check a call of `hipattn.attention_varlen` for so many sequences, as `plan` does."""
+    q, k, v, options = Facts(*given[:3]), Facts(*given[3:6]), Facts(*given[6:9]), Options(*given[9:])
+    for name, facts in (("q", q), ("k", k), ("v", v)):
+        if len(facts.shape) != 3:
+            raise ArgumentError(f"{name} has shape {facts.shape}; it takes [total, heads, dim]")
+    batched = (Facts(facts.dtype, (1, *facts.shape), (0, *facts.strides)) for facts in (q, k, v))
+    _, heads_q, total_q, total_k, head_dim, value_dim = check_shapes(*batched)
+    out, lse = (total_q, heads_q, value_dim), (heads_q, total_q)
+    return _plan(device, "shd", out, lse, (sequences, heads_q, total_q, total_k), head_dim, q.dtype, options)
+
+
+def _plan(
+    device: Device | None,
+    layout: str,
+    out: tuple[int, ...],
+    lse: tuple[int, ...],
+    scores: tuple[int, int, int, int],
+    head_dim: int,
+    dtype: np.dtype[Any],
+    options: Options,
+) -> Plan:
+    causal = boolean("causal", options.causal)
+    scale = 1 / math.sqrt(head_dim) if options.scale is None else number("scale", options.scale)
+    softcap = None if options.softcap is None else number("softcap", options.softcap)
+    if softcap is not None and softcap <= 0:
+        raise ArgumentError(f"softcap is {softcap}; it takes a positive number")
+    left, right = options.window
+    _, _, seq_q, seq_k = scores
+    window = (
+        left if left is not None and left < seq_k - 1 else None,
+        right if right is not None and right < seq_q - 1 else None,
+    )
+    method = _method(device, layout, dtype, head_dim, out[-1], options)
+    formula = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
+    return Plan(method, layout, dtype, out, lse, scores, formula)
+
+
+def _method(
+    device: Device | None, layout: str, dtype: np.dtype[Any], head_dim: int, value_dim: int, options: Options
+) -> str:
+    method = options.method
+    if method not in METHODS:
+        raise ArgumentError(f"method is {method!r}; accepted: {', '.join(map(repr, METHODS))}")
+    if device is None or method == "reference":
+        return "reference"
+    beyond = ["cu_seqlens_q"] if layout == "shd" else []
+    beyond += ["window"] if options.window != EVERY_KEY else []
+    beyond += ["softcap"] if options.softcap is not None else []
+    beyond += options.others
+    if method == "staged":
+        if beyond:
+            raise ArgumentError(
+                f"{beyond[0]} is given; method 'staged' takes causal, scale and return_lse, and 'flash' all options"
+            )
+        return "staged"
+    refused = flash_fwd.supports(device, dtype, head_dim, value_dim)
+    if refused is None:
+        return "flash"
+    if method == "flash":
+        raise ArgumentError(f"method is 'flash': {refused}; 'reference' computes it on the host with NumPy")
+    if beyond:
+        raise ArgumentError(
+            f"{beyond[0]} is given, which method 'flash' serves: {refused}; 'reference' computes it on the host "
+            "with NumPy"
+        )
+    return "staged"
+
+
+def check_window(window: Any) -> Window:
+    """Return the keys that a query sees to the left and right of its own position; None is no limit.
+
+    Raises
+    ------
+    ArgumentError
+        It is no pair of None or integers of 0 or more.
+    """
+    if isinstance(window, Sequence) and len(window) == 2:
+        sides = tuple(None if side is None else _keys(side) for side in window)
+        if -1 not in sides:
+            return sides  # type: ignore[return-value]
+    raise ArgumentError(f"window is {window!r}; it takes (left, right), each None (no limit) or a number of keys >= 0")
+
+
+def _keys(side: Any) -> int:
+    """Return a number of keys, -1 for what is none."""
+    is_integer = isinstance(side, int | np.integer) and not isinstance(side, bool)
+    return int(side) if is_integer and side >= 0 else -1
+
+
+def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0) -> tuple[int, int, int, int, int, int]:
+    """Check what attention takes and return (batch, heads_q, seq_q, past + seq_k, head_dim, value_dim).
+
+    The three are `DeviceTensor` or `Facts`.
+
+    Raises
+    ------
+    ArgumentError
+        A rank, size, dtype or stride does not fit; the message names the tensor, what it got and what it takes.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        as_dtype(tensor.dtype, f"{name}'s dtype")
+        if len(tensor.shape) != 4:
+            raise ArgumentError(f"{name} has shape {tensor.shape}; it takes 4 dimensions, {layout}")
+        if tensor.dtype != q.dtype:
+            raise ArgumentError(f"{name} is {tensor.dtype.name}; q is {q.dtype.name}, and all must agree")
+        if tensor.strides[3] != 1 and tensor.shape[3] > 1:
+            raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
+    if layout not in ("bshd", "bhsd"):
+        raise ArgumentError(f"layout is {layout!r}; accepted: 'bshd', 'bhsd'")
+    sequence, head = (1, 2) if layout == "bshd" else (2, 1)
+    batch, head_dim = q.shape[0], q.shape[3]
+    heads_q, heads_kv = q.shape[head], k.shape[head]
+    seq_q, seq_k = q.shape[sequence], k.shape[sequence]
+    value_dim = v.shape[3]
+    wanted = laid_out(layout, batch, heads_kv, seq_k, head_dim)
+    if k.shape != wanted:
+        raise ArgumentError(f"k has shape {k.shape}; with q {q.shape} it takes {wanted}")
+    wanted = laid_out(layout, batch, heads_kv, seq_k, value_dim)
+    if v.shape != wanted:
+        raise ArgumentError(f"v has shape {v.shape}; with k {k.shape} it takes {wanted}")
+    if not head_dim or (heads_q % heads_kv if heads_kv else heads_q):
+        raise ArgumentError(
+            f"q has {heads_q} heads of {head_dim}, k has {heads_kv}; the heads of q must be a multiple of those of k, "
+            "and head_dim at least 1"
+        )
+    return batch, heads_q, seq_q, past + seq_k, head_dim, value_dim
+
+
+def laid_out(layout: str, batch: int, heads: int, sequence: int, dim: int) -> tuple[int, int, int, int]:
+    """Return the shape of a tensor in a layout."""
+    return (batch, sequence, heads, dim) if layout == "bshd" else (batch, heads, sequence, dim)
