@@ -57,7 +57,7 @@ class _Mod:
     result: ClassVar[str]
     parameters: ClassVar[str]
 
-    def __init__(self, expression: str, *, python: Callable[..., Any] | None = None, **values: Any) -> None:
+    def __init__(self, expression: str, /, *, python: Callable[..., Any] | None = None, **values: Any) -> None:
         self.expression = _checked(self.argument, expression)
         if python is not None and not callable(python):
             raise ArgumentError(f"python is {type(python).__name__}; it takes a function")
@@ -118,6 +118,23 @@ class _Mod:
             The kernel's argument struct.
         """
         return _rendered(self.key, self.result, self.parameters, name, first_tensor, first_scalar, params)
+
+    def fill(self, arguments: Any, first_tensor: int, first_scalar: int) -> None:
+        """Write the values to a kernel's argument block, where `render` reads them. Each tensor is on the device.
+
+        Parameters
+        ----------
+        arguments
+            A struct with the arrays ``user_tensors``, ``user_floats`` and ``user_ints``.
+        first_tensor, first_scalar
+            As in `render`.
+        """
+        for at, tensor in enumerate(self.tensors, first_tensor):
+            arguments.user_tensors[at] = tensor.pointer
+        for at, value in enumerate(self.floats, first_scalar):
+            arguments.user_floats[at] = value
+        for at, number in enumerate(self.ints, first_scalar):
+            arguments.user_ints[at] = number
 
     def on_host(self) -> Callable[..., Any]:
         """Return the Python function for NumPy arrays, with the values given to it by name.

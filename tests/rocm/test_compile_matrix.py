@@ -8,16 +8,18 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import product
 from types import ModuleType
 
+import ml_dtypes
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hipattn import HipattnError, kernels
+from hipattn import HipattnError, MaskMod, kernels
 from hipattn.compiler.code_object import check
 from hipattn.compiler.loader import build
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import CHECKED_ARCHS, wave_size
-from hipattn.kernels import causal_mask, confine, convert, kv_append, scale, softmax
+from hipattn.kernels import block_mask, causal_mask, confine, convert, kv_append, scale, softmax
 from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
@@ -88,7 +90,17 @@ def softmaxes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     return family.specialise(*names, constants, lse=draw(st.booleans()))
 
 
+@st.composite
+def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    expression = draw(st.sampled_from(["k <= q", "q / size == k / size", "starts[b] <= k && k < ends[h] * factor"]))
+    ends = np.zeros(4, draw(st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32])))
+    mask = MaskMod(expression, size=64, starts=np.zeros(4, np.int32), ends=ends, factor=0.5)
+    text = mask.render("user_mask_mod", 0, 0, params="BlockMaskParams")
+    return family.specialise(text, *draw(st.sampled_from([(128, 64), (64, 32), (32, 16)])))
+
+
 STRATEGIES = {
+    block_mask: block_masks,
     causal_mask: one_dtype,
     confine: confinements,
     convert: conversions,
