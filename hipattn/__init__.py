@@ -10,6 +10,7 @@ from hipattn.ahead import compile  # noqa: A004
 from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.staged import HipAttentionKernels
+from hipattn.attn.varlen import attention_varlen
 from hipattn.errors import (
     ArgumentError,
     CacheFullError,
@@ -51,6 +52,7 @@ __all__ = [
     "ScoreMod",
     "Stream",
     "attention",
+    "attention_varlen",
     "compile",
     "free_scratch",
 ]

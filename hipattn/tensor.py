@@ -480,6 +480,7 @@ def in_place(
     found = borrow(obj, stream, argument, accepted)
     if isinstance(found, tuple):
         buffer, memory = found
+        as_dtype(memory.dtype, argument, [dtype for dtype in DTYPES if dtype in accepted])
         return DeviceTensor(buffer, memory.shape, memory.dtype, memory.strides)
     as_dtype(found.dtype, argument, accepted)
     return found

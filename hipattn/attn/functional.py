@@ -1,23 +1,17 @@
-"""attention() and attention_varlen(): the functions that most users need."""
+"""attention(): the function that most users need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from hipattn.arguments import instance
-from hipattn.attn import execute, operands
+from hipattn.attn import execute
+from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.execute import fallback, free_scratch
-from hipattn.attn.options import EVERY_KEY, Plan, Window, check_window, plan
-from hipattn.errors import ArgumentError
+from hipattn.attn.options import EVERY_KEY, Window, check_window, plan
 from hipattn.kernels.mods import MaskMod, ScoreMod
-from hipattn.layout import row_major
-from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor, as_dtype, host_like, in_place, like
+from hipattn.tensor import DeviceTensor
 
 __all__ = ["attention", "fallback", "free_scratch"]
 
@@ -127,82 +121,15 @@ def attention(
     if not others and type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
         if stream is None:
             stream = q.buffer.device.default_stream
-        planned = _planned(stream.device, layout, (q, k, v), options)
-        result, lse = execute.on_device(planned, (q, k, v), out, others, return_lse=return_lse, stream=stream)
+        call = planned(plan, stream.device, layout, (q, k, v), options)
+        result, lse = execute.on_device(call, (q, k, v), out, others, return_lse=return_lse, stream=stream)
         return (result, lse) if return_lse else result
-    return _exchanged(q, k, v, out, others, layout, options, return_lse=return_lse, stream=stream)
-
-
-def _planned(device: Device | None, layout: str, qkv: tuple[Any, Any, Any], options: tuple[Any, ...]) -> Plan:
-    """Plan a call over tensors, or over NumPy arrays as they will be on the device."""
-    q, k, v = qkv
-    facts: tuple[Any, ...]
-    if type(q) is type(k) is type(v) is DeviceTensor:
-        facts = q.dtype, q.shape, q.strides, k.dtype, k.shape, k.strides, v.dtype, v.shape, v.strides
-    else:
-        facts = *_facts(q), *_facts(k), *_facts(v)
-    try:
-        return plan(device, layout, *facts, *options)
-    except TypeError:  # an argument that cannot be hashed is none that is accepted
-        return plan.__wrapped__(device, layout, *facts, *options)
-
-
-def _facts(array: DeviceTensor | npt.NDArray[Any]) -> tuple[Any, ...]:
-    if isinstance(array, DeviceTensor):
-        return array.dtype, array.shape, array.strides
-    return as_dtype(array.dtype), array.shape, row_major(array.shape)
-
-
-def _exchanged(
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
-    others: Mapping[str, Any],
-    layout: str,
-    options: tuple[Any, ...],
-    *,
-    return_lse: bool,
-    stream: Stream | None,
-) -> Any:
-    """Compute a call over arrays of any library: check all, then upload what is on the host, and give back."""
-    arrays: Any = tuple(
-        in_place(array, stream=stream, argument=name) for name, array in zip("qkv", (q, k, v), strict=True)
+    return exchanged(
+        (q, k, v),
+        out,
+        others,
+        lambda device, arrays, _: planned(plan, device, layout, arrays, options),
+        return_lse=return_lse,
+        on_host=method == "reference",
+        stream=stream,
     )
-    if out is not None and not hasattr(out, "dtype"):
-        raise ArgumentError(f"out is {type(out).__name__}; it takes an array")
-    target = None if out is None else in_place(out, stream=stream, argument="out")
-    host = isinstance(arrays[0], np.ndarray)
-    if target is not None and isinstance(target, np.ndarray) != host:
-        places = ("in host memory", "on the device")
-        raise ArgumentError(f"out is {places[host]}; q is {places[not host]}, and out must be where q is")
-    devices = [array.device for array in arrays if isinstance(array, DeviceTensor)]
-    if stream is None and (devices or options[4] != "reference"):
-        stream = (devices[0] if devices else Device(0)).default_stream
-    planned = _planned(stream.device if stream else None, layout, arrays, options)
-    beside = operands.found(others, planned.dtype, stream)
-    operands.check(planned, beside)
-    if target is not None:
-        execute.check_out(planned, target, **dict(zip("qkv", arrays, strict=True)), **beside)
-    result: Any
-    lse: Any
-    if planned.method == "reference" and host:
-        result, lse = execute.on_host(planned, arrays, beside)
-    else:
-        assert stream is not None
-        tensors: Any = tuple(DeviceTensor.asarray(array, stream=stream) for array in arrays)
-        result, lse = execute.on_device(
-            planned,
-            tensors,
-            target if isinstance(target, DeviceTensor) else None,
-            operands.on_device(planned, beside, stream),
-            return_lse=return_lse,
-            stream=stream,
-        )
-        if host:
-            result, lse = (None if x is None else x.numpy(stream=stream) for x in (result, lse))
-    if isinstance(target, np.ndarray):
-        target[...] = result
-    give = host_like if host else like
-    answer = give(result, q) if out is None else out
-    return (answer, give(lse, q)) if return_lse else answer

@@ -13,12 +13,15 @@ from hipattn.attn.options import Plan
 from hipattn.errors import ArgumentError
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import BOOL, FLOAT32, UINT8, DeviceTensor, in_place
+from hipattn.tensor import BOOL, FLOAT32, INT32, UINT8, DeviceTensor, in_place
 
-__all__ = ["check", "found", "on_device", "on_host"]
+__all__ = ["check", "check_starts", "found", "on_device", "on_host"]
+
+_INT64 = np.dtype(np.int64)
 
 Operand = DeviceTensor | npt.NDArray[Any] | ScoreMod | MaskMod
 
+_STARTS = ("cu_seqlens_q", "cu_seqlens_k")
 _PER_HEAD = ("alibi_slopes", "sinks")
 _PER_SCORE = ("bias", "mask")
 _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
@@ -46,22 +49,27 @@ def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None)
         if name in _MODS:
             operands[name] = instance(name, value, _MODS[name])
             continue
-        if name in _PER_HEAD and isinstance(value, np.ndarray | list | tuple):
-            value = _real(name, value)
-        accepted = {"mask": (BOOL, UINT8), "bias": (FLOAT32, dtype)}.get(name, (FLOAT32,))
-        operands[name] = in_place(value, stream=stream, argument=name, accepted=dict.fromkeys(accepted))
+        if isinstance(value, np.ndarray | list | tuple):
+            if name in _PER_HEAD:  # 2.0 ** -np.arange(8) is float64
+                value = _numbers(name, value, "fiu", "real numbers").astype(FLOAT32)
+            elif name in _STARTS:
+                value = _numbers(name, value, "iu", "integers").astype(_INT64)
+        accepted = {"mask": (BOOL, UINT8), "bias": (FLOAT32, dtype), **dict.fromkeys(_STARTS, (INT32, _INT64))}
+        operands[name] = in_place(
+            value, stream=stream, argument=name, accepted=dict.fromkeys(accepted.get(name, (FLOAT32,)))
+        )
     return operands
 
 
-def _real(name: str, value: Any) -> npt.NDArray[np.float32]:
-    """Round numbers of the host to float32: ``2.0 ** -np.arange(8)`` is float64."""
+def _numbers(name: str, value: Any, kinds: str, what: str) -> npt.NDArray[Any]:
+    """Return an array of the host whose dtype is of these kinds."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind in "fiu":
-            return array.astype(np.float32)
     except ValueError:
-        pass
-    raise ArgumentError(f"{name} is {value!r}; it takes an array of real numbers")
+        array = np.array(None)
+    if array.dtype.kind not in kinds:
+        raise ArgumentError(f"{name} is {value!r}; it takes an array of {what}")
+    return array
 
 
 def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
@@ -72,7 +80,7 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
     ArgumentError
         One does not fit; the message names the argument.
     """
-    batch, heads, _, _ = plan.scores
+    batch, heads, seq_q, seq_k = plan.scores
     for name, value in operands.items():
         if isinstance(value, ScoreMod | MaskMod):
             continue
@@ -86,11 +94,32 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
             fits = value.shape in shapes
             wanted = " or ".join(map(str, shapes))
         else:
+            check_starts(name, value, batch, seq_q if name == "cu_seqlens_q" else seq_k)
             continue
         if not fits:
             raise ArgumentError(f"{name} has shape {value.shape}; it takes {wanted}")
         if name in _PER_HEAD and isinstance(value, DeviceTensor) and not value.is_contiguous:
             raise ArgumentError(f"{name} has strides {value.strides}; it takes a contiguous tensor")
+
+
+def check_starts(name: str, starts: DeviceTensor | npt.NDArray[Any], sequences: int, total: int) -> None:
+    """Check where packed sequences start; of a tensor the values stay unknown.
+
+    Raises
+    ------
+    ArgumentError
+        It does not fit `sequences` sequences of `total` rows.
+    """
+    if starts.shape != (sequences + 1,):
+        raise ArgumentError(
+            f"{name} has shape {starts.shape}; it takes one number more than sequences, as cu_seqlens_q and "
+            f"cu_seqlens_k do: {(sequences + 1,)}"
+        )
+    if isinstance(starts, DeviceTensor):
+        if not starts.is_contiguous:
+            raise ArgumentError(f"{name} has strides {starts.strides}; it takes a contiguous tensor")
+    elif starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any():
+        raise ArgumentError(f"{name} is {starts}; it takes numbers that never fall, from 0 to {total}")
 
 
 def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> dict[str, Any]:
@@ -100,8 +129,9 @@ def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> di
         if isinstance(value, ScoreMod | MaskMod):
             ready[name] = value.on(stream)
             continue
-        tensor = DeviceTensor.from_numpy(value, stream=stream) if isinstance(value, np.ndarray) else value
-        ready[name] = tensor.broadcast_to(plan.scores) if name in _PER_SCORE else tensor
+        if isinstance(value, np.ndarray):
+            value = DeviceTensor.from_numpy(value.astype(INT32) if name in _STARTS else value, stream=stream)
+        ready[name] = value.broadcast_to(plan.scores) if name in _PER_SCORE else value
     return ready
 
 

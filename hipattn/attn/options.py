@@ -142,23 +142,20 @@ def _plan(
         left if left is not None and left < seq_k - 1 else None,
         right if right is not None and right < seq_q - 1 else None,
     )
-    method = _method(device, layout, dtype, head_dim, out[-1], options)
+    method = _method(device, dtype, head_dim, out[-1], options)
     formula = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
     return Plan(method, layout, dtype, out, lse, scores, formula)
 
 
-def _method(
-    device: Device | None, layout: str, dtype: np.dtype[Any], head_dim: int, value_dim: int, options: Options
-) -> str:
+def _method(device: Device | None, dtype: np.dtype[Any], head_dim: int, value_dim: int, options: Options) -> str:
     method = options.method
     if method not in METHODS:
         raise ArgumentError(f"method is {method!r}; accepted: {', '.join(map(repr, METHODS))}")
     if device is None or method == "reference":
         return "reference"
-    beyond = ["cu_seqlens_q"] if layout == "shd" else []
-    beyond += ["window"] if options.window != EVERY_KEY else []
+    beyond = ["window"] if options.window != EVERY_KEY else []
     beyond += ["softcap"] if options.softcap is not None else []
-    beyond += options.others
+    beyond += options.others  # of packed sequences, among others, where they start
     if method == "staged":
         if beyond:
             raise ArgumentError(
