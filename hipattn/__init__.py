@@ -11,6 +11,7 @@ from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.attn.varlen import attention_varlen
+from hipattn.compat import flash_attn_func, flash_attn_varlen_func, scaled_dot_product_attention
 from hipattn.errors import (
     ArgumentError,
     CacheFullError,
@@ -54,5 +55,8 @@ __all__ = [
     "attention",
     "attention_varlen",
     "compile",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
     "free_scratch",
+    "scaled_dot_product_attention",
 ]

@@ -138,6 +138,9 @@ def _plan(
         raise ArgumentError(f"softcap is {softcap}; it takes a positive number")
     left, right = options.window
     _, _, seq_q, seq_k = scores
+    for name, rows in (("q", seq_q), ("k", seq_k)):
+        if rows >= 2**31:
+            raise ArgumentError(f"{name} has {rows} rows; it takes fewer than 2^31")
     window = (
         left if left is not None and left < seq_k - 1 else None,
         right if right is not None and right < seq_q - 1 else None,
@@ -196,7 +199,15 @@ def _keys(side: Any) -> int:
     return int(side) if is_integer and side >= 0 else -1
 
 
-def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0) -> tuple[int, int, int, int, int, int]:
+def check_shapes(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    layout: str = "bshd",
+    past: int = 0,
+    names: tuple[str, str, str] = ("q", "k", "v"),
+) -> tuple[int, int, int, int, int, int]:
     """Check what attention takes and return (batch, heads_q, seq_q, past + seq_k, head_dim, value_dim).
 
     The three are `DeviceTensor` or `Facts`.
@@ -206,12 +217,12 @@ def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0)
     ArgumentError
         A rank, size, dtype or stride does not fit; the message names the tensor, what it got and what it takes.
     """
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    for name, tensor in zip(names, (q, k, v), strict=True):
         as_dtype(tensor.dtype, f"{name}'s dtype")
         if len(tensor.shape) != 4:
             raise ArgumentError(f"{name} has shape {tensor.shape}; it takes 4 dimensions, {layout}")
         if tensor.dtype != q.dtype:
-            raise ArgumentError(f"{name} is {tensor.dtype.name}; q is {q.dtype.name}, and all must agree")
+            raise ArgumentError(f"{name} is {tensor.dtype.name}; {names[0]} is {q.dtype.name}, and all must agree")
         if tensor.strides[3] != 1 and tensor.shape[3] > 1:
             raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
     if layout not in ("bshd", "bhsd"):
@@ -223,14 +234,14 @@ def check_shapes(q: Any, k: Any, v: Any, *, layout: str = "bshd", past: int = 0)
     value_dim = v.shape[3]
     wanted = laid_out(layout, batch, heads_kv, seq_k, head_dim)
     if k.shape != wanted:
-        raise ArgumentError(f"k has shape {k.shape}; with q {q.shape} it takes {wanted}")
+        raise ArgumentError(f"{names[1]} has shape {k.shape}; with {names[0]} {q.shape} it takes {wanted}")
     wanted = laid_out(layout, batch, heads_kv, seq_k, value_dim)
     if v.shape != wanted:
-        raise ArgumentError(f"v has shape {v.shape}; with k {k.shape} it takes {wanted}")
+        raise ArgumentError(f"{names[2]} has shape {v.shape}; with {names[1]} {k.shape} it takes {wanted}")
     if not head_dim or (heads_q % heads_kv if heads_kv else heads_q):
         raise ArgumentError(
-            f"q has {heads_q} heads of {head_dim}, k has {heads_kv}; the heads of q must be a multiple of those of k, "
-            "and head_dim at least 1"
+            f"{names[0]} has {heads_q} heads of {head_dim}, {names[1]} has {heads_kv}; the former must be a multiple "
+            "of the latter, and head_dim at least 1"
         )
     return batch, heads_q, seq_q, past + seq_k, head_dim, value_dim
 
