@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hipattn import dlpack
 from hipattn.errors import ArgumentError
 from hipattn.interchange import borrow, check_device
-from hipattn.layout import row_major, span
+from hipattn.layout import broadcast, is_row_major, permuted, row_major, span
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.buffer import DeviceBuffer
@@ -141,8 +141,11 @@ class DeviceTensor:
             The device has too little memory.
         """
         kind = as_dtype(dtype, accepted=DTYPES)
-        sizes = _sizes(shape)
-        return cls(DeviceBuffer(math.prod(sizes) * kind.itemsize, stream), sizes, kind)
+        self = cls.__new__(cls)
+        self.dtype, self.shape, self.offset = kind, _sizes(shape), 0
+        self.strides = row_major(self.shape)
+        self.buffer = DeviceBuffer(math.prod(self.shape) * kind.itemsize, stream)
+        return self
 
     @classmethod
     def from_numpy(cls, array: npt.ArrayLike, *, stream: Stream | None = None) -> DeviceTensor:
@@ -279,10 +282,7 @@ class DeviceTensor:
     @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie row-major without gaps."""
-        expected = row_major(self.shape)
-        return self.size == 0 or all(
-            size == 1 or step == want for size, step, want in zip(self.shape, self.strides, expected, strict=True)
-        )
+        return is_row_major(self.shape, self.strides)
 
     def _view(self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> DeviceTensor:
         view = object.__new__(DeviceTensor)
@@ -339,13 +339,9 @@ class DeviceTensor:
         ArgumentError
             `axes` is no permutation.
         """
-        if sorted(axes) != list(range(self.ndim)):
+        turned = permuted(self.shape, self.strides, axes)
+        if turned is None:
             raise ArgumentError(f"axes is {axes}; it takes a permutation of {tuple(range(self.ndim))}")
-        shape, strides = self.shape, self.strides
-        turned = (
-            tuple([shape[axis] for axis in axes]),
-            tuple([strides[axis] for axis in axes]),
-        )  # faster than generators
         return self._view(*turned, self.offset)
 
     def broadcast_to(self, shape: tuple[int, ...]) -> DeviceTensor:
@@ -356,12 +352,9 @@ class DeviceTensor:
         ArgumentError
             A dimension has another size, neither 1 nor what is asked for.
         """
-        new = len(shape) - len(self.shape)
-        old = (1,) * new + self.shape
-        if new < 0 or any(size not in (1, wanted) for size, wanted in zip(old, shape, strict=True)):
+        strides = broadcast(self.shape, self.strides, shape)
+        if strides is None:
             raise ArgumentError(f"shape {self.shape} cannot be broadcast to {shape}")
-        steps = (0,) * new + self.strides
-        strides = tuple([step if size == wanted else 0 for step, size, wanted in zip(steps, old, shape, strict=True)])
         return self._view(shape, strides, self.offset)
 
     def reshape(self, *shape: int) -> DeviceTensor:
@@ -461,6 +454,8 @@ class DeviceTensor:
 
 
 def _sizes(values: tuple[int, ...], argument: str = "shape") -> tuple[int, ...]:
+    if all([type(value) is int and value >= 0 for value in values]):  # noqa: C419  a list is faster
+        return tuple(values)
     if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):
         raise ArgumentError(f"{argument} is {values!r}; it takes integers of 0 or more")
     return tuple(int(value) for value in values)

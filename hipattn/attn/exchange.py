@@ -109,7 +109,7 @@ def exchanged(
             call,
             tensors,
             target if isinstance(target, DeviceTensor) else None,
-            operands.on_device(call, beside, stream),
+            beside,
             return_lse=return_lse,
             stream=stream,
         )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hipattn.attn import operands, reference
 from hipattn.attn.fallback import FAILURES, Fallback
+from hipattn.attn.operands import Operand
 from hipattn.attn.options import Plan
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.errors import ArgumentError, CompileError
@@ -49,7 +50,7 @@ def on_device(
     plan: Plan,
     qkv: tuple[DeviceTensor, DeviceTensor, DeviceTensor],
     out: DeviceTensor | None,
-    others: Mapping[str, Any],
+    others: Mapping[str, Operand],
     *,
     return_lse: bool,
     stream: Stream,
@@ -63,7 +64,7 @@ def on_device(
     qkv, out
         In the plan's layout; without `out` it is allocated.
     others
-        The operands beside, as `operands.on_device` returns them; of packed sequences also where they start.
+        The operands beside, as `operands.found` returns them.
     return_lse
         Whether to compute the LSE.
     stream
@@ -78,7 +79,7 @@ def on_device(
     Raises
     ------
     ArgumentError
-        A tensor is on another device, or `out` does not fit. Nothing was allocated.
+        A tensor is on another device, or `out` or an operand does not fit. Nothing was allocated.
     """
     device = stream.device
     q, k, v = qkv
@@ -86,12 +87,15 @@ def on_device(
         if tensor.buffer.device is not device:
             raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {device.index}")
         tensor.pointer  # noqa: B018  raises if the buffer is closed
-    if out is None:
-        out = DeviceTensor.empty(plan.out, plan.dtype, stream=stream)
-    else:
-        check_out(plan, out, q=q, k=k, v=v)
+    if out is not None:
+        check_out(plan, out, q=q, k=k, v=v, **others)
         if out.buffer.device is not device:
             raise ArgumentError(f"out is on device {out.device.index}; the stream is on {device.index}")
+    if others:
+        operands.check(plan, others)
+        others = operands.on_device(plan, others, stream)
+    if out is None:
+        out = DeviceTensor.empty(plan.out, plan.dtype, stream=stream)
     lse = DeviceTensor.empty(plan.lse, FLOAT32, stream=stream) if return_lse else None
     if 0 in plan.out and (lse is None or 0 in plan.lse):
         return out, lse
@@ -127,7 +131,7 @@ def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[
         return out.astype(plan.dtype), lse
 
 
-def check_out(plan: Plan, out: Any, **read: Any) -> None:
+def check_out(plan: Plan, out: DeviceTensor | npt.NDArray[Any], **read: Any) -> None:
     """Check where the result is to be written: a tensor, or a NumPy array.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hipattn.arguments import instance
-from hipattn.attn import execute
+from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.execute import fallback, free_scratch
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan
@@ -118,11 +118,12 @@ def attention(
         given |= {"score_mod": score_mod, "mask_mod": mask_mod}
         others = {name: value for name, value in given.items() if value is not None}
     options = causal, scale, window, softcap, method, tuple(others)
-    if not others and type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
+    if type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
         if stream is None:
             stream = q.buffer.device.default_stream
+        beside = operands.found(others, q.dtype, stream) if others else others
         call = planned(plan, stream.device, layout, (q, k, v), options)
-        result, lse = execute.on_device(call, (q, k, v), out, others, return_lse=return_lse, stream=stream)
+        result, lse = execute.on_device(call, (q, k, v), out, beside, return_lse=return_lse, stream=stream)
         return (result, lse) if return_lse else result
     return exchanged(
         (q, k, v),

@@ -12,10 +12,11 @@ from hipattn.arguments import instance
 from hipattn.attn.options import Plan
 from hipattn.errors import ArgumentError
 from hipattn.kernels.mods import MaskMod, ScoreMod
+from hipattn.layout import broadcast
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import BOOL, FLOAT32, INT32, UINT8, DeviceTensor, in_place
 
-__all__ = ["check", "check_starts", "found", "on_device", "on_host"]
+__all__ = ["Operand", "check", "found", "on_device", "on_host"]
 
 _INT64 = np.dtype(np.int64)
 
@@ -25,6 +26,13 @@ _STARTS = ("cu_seqlens_q", "cu_seqlens_k")
 _PER_HEAD = ("alibi_slopes", "sinks")
 _PER_SCORE = ("bias", "mask")
 _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
+
+
+_ACCEPTED = {  # but a bias
+    "mask": (BOOL, UINT8),
+    **dict.fromkeys(_PER_HEAD, (FLOAT32,)),
+    **dict.fromkeys(_STARTS, (INT32, _INT64)),
+}
 
 
 def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None) -> dict[str, Operand]:
@@ -54,10 +62,8 @@ def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None)
                 value = _numbers(name, value, "fiu", "real numbers").astype(FLOAT32)
             elif name in _STARTS:
                 value = _numbers(name, value, "iu", "integers").astype(_INT64)
-        accepted = {"mask": (BOOL, UINT8), "bias": (FLOAT32, dtype), **dict.fromkeys(_STARTS, (INT32, _INT64))}
-        operands[name] = in_place(
-            value, stream=stream, argument=name, accepted=dict.fromkeys(accepted.get(name, (FLOAT32,)))
-        )
+        accepted = _ACCEPTED.get(name) or ((FLOAT32,) if dtype == FLOAT32 else (FLOAT32, dtype))
+        operands[name] = in_place(value, stream=stream, argument=name, accepted=accepted)
     return operands
 
 
@@ -85,40 +91,31 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
         if isinstance(value, ScoreMod | MaskMod):
             continue
         if name in _PER_SCORE:
-            fits = len(value.shape) <= 4 and all(
-                size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(plan.scores), strict=False)
-            )
-            wanted: Any = f"one that broadcasts to {plan.scores}"
+            if broadcast(value.shape, value.shape, plan.scores) is None:
+                raise ArgumentError(f"{name} has shape {value.shape}; it takes one that broadcasts to {plan.scores}")
         elif name in _PER_HEAD:
             shapes = [(heads,), (batch, heads)] if name == "alibi_slopes" else [(heads,)]
-            fits = value.shape in shapes
-            wanted = " or ".join(map(str, shapes))
+            if value.shape not in shapes:
+                raise ArgumentError(f"{name} has shape {value.shape}; it takes {' or '.join(map(str, shapes))}")
+            _check_contiguous(name, value)
         else:
-            check_starts(name, value, batch, seq_q if name == "cu_seqlens_q" else seq_k)
-            continue
-        if not fits:
-            raise ArgumentError(f"{name} has shape {value.shape}; it takes {wanted}")
-        if name in _PER_HEAD and isinstance(value, DeviceTensor) and not value.is_contiguous:
-            raise ArgumentError(f"{name} has strides {value.strides}; it takes a contiguous tensor")
+            _check_starts(name, value, batch, seq_q if name == "cu_seqlens_q" else seq_k)
 
 
-def check_starts(name: str, starts: DeviceTensor | npt.NDArray[Any], sequences: int, total: int) -> None:
-    """Check where packed sequences start; of a tensor the values stay unknown.
+def _check_contiguous(name: str, value: DeviceTensor | npt.NDArray[Any]) -> None:
+    if isinstance(value, DeviceTensor) and not value.is_contiguous:
+        raise ArgumentError(f"{name} has strides {value.strides}; it takes a contiguous tensor")
 
-    Raises
-    ------
-    ArgumentError
-        It does not fit `sequences` sequences of `total` rows.
-    """
+
+def _check_starts(name: str, starts: DeviceTensor | npt.NDArray[Any], sequences: int, total: int) -> None:
+    """Check where packed sequences start; of a tensor the values stay unknown."""
     if starts.shape != (sequences + 1,):
         raise ArgumentError(
             f"{name} has shape {starts.shape}; it takes one number more than sequences, as cu_seqlens_q and "
             f"cu_seqlens_k do: {(sequences + 1,)}"
         )
-    if isinstance(starts, DeviceTensor):
-        if not starts.is_contiguous:
-            raise ArgumentError(f"{name} has strides {starts.strides}; it takes a contiguous tensor")
-    elif starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any():
+    _check_contiguous(name, starts)
+    if isinstance(starts, np.ndarray) and (starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any()):
         raise ArgumentError(f"{name} is {starts}; it takes numbers that never fall, from 0 to {total}")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from hipattn.arguments import instance
+from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_varlen
 from hipattn.errors import ArgumentError
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.runtime.stream import Stream
+from hipattn.tensor import DeviceTensor
 
 __all__ = ["attention_varlen"]
 
@@ -74,9 +76,10 @@ def attention_varlen(
     ArgumentError, ClosedError, PlatformError, CompileError, HipError, CodeObjectError
         As `attention`.
     """
-    if stream is not None:
+    if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
-    window = check_window(window)
+    if window is not EVERY_KEY:
+        window = check_window(window)
     for name, starts in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if starts is None:
             raise ArgumentError(f"{name} is None; it takes where the sequences start")
@@ -91,4 +94,11 @@ def attention_varlen(
             raise ArgumentError(f"cu_seqlens_q has shape {shape}; it takes (sequences + 1,)")
         return planned(plan_varlen, device, shape[0] - 1, arrays, options)
 
+    if type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
+        if stream is None:
+            stream = q.buffer.device.default_stream
+        beside = operands.found(others, q.dtype, stream)
+        call = make(stream.device, (q, k, v), beside)
+        result, lse = execute.on_device(call, (q, k, v), out, beside, return_lse=return_lse, stream=stream)
+        return (result, lse) if return_lse else result
     return exchanged((q, k, v), out, others, make, return_lse=return_lse, on_host=method == "reference", stream=stream)
