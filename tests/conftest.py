@@ -48,6 +48,13 @@ def stream(device: Device) -> Iterator[Stream]:
         yield stream
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "grid" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("grid"):
+                item.add_marker(pytest.mark.skip(reason="asked for with -m grid"))
+
+
 FAILED = pytest.StashKey[bool]()
 
 

@@ -1,0 +1,48 @@
+"""An array in the middle of a larger one, which must stay as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import NDArray
+
+from hipattn import DeviceTensor, Stream
+from tests.helpers.padded import same_bits
+
+__all__ = ["Framed"]
+
+FILL = -77.0  # a value that no test computes
+
+
+class Framed:
+    """An array of NaN, to be written, with elements on both sides in every dimension that must stay.
+
+    Parameters
+    ----------
+    stream
+        Where the larger array is uploaded.
+    shape, dtype
+        Of the array.
+    margin
+        Elements on each side, in each dimension.
+
+    Attributes
+    ----------
+    tensor : DeviceTensor
+        The array: a view.
+    """
+
+    def __init__(self, stream: Stream, shape: tuple[int, ...], dtype: npt.DTypeLike, margin: int = 1) -> None:
+        self._inner = tuple(slice(margin, margin + size) for size in shape)
+        self._before = np.full([size + 2 * margin for size in shape], FILL, dtype)
+        self._before[self._inner] = np.nan
+        self._whole = DeviceTensor.from_numpy(self._before, stream=stream)
+        self.tensor = self._whole[self._inner]
+
+    def numpy(self) -> NDArray[np.generic]:
+        """Return the array as it is on the device, after checking what is around it."""
+        now = self._whole.numpy()
+        values = now[self._inner].copy()
+        now[self._inner] = self._before[self._inner]
+        assert same_bits(now, self._before), "an element around the array has changed"
+        return values
