@@ -97,13 +97,20 @@ def plot(suites: Sequence[dict[str, Any]], title: str, path: str) -> None:
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for suite in suites:
         for row in suite["rows"] if suite["unit"] == "TFLOP/s" else ():
-            others = {key: value for key, value in row["what"].items() if key not in ("tokens", "batch")}
+            # Suite flash has batch · tokens fixed; elsewhere the batch is a setting like others.
+            over = {"tokens", "batch"} if suite["name"] == "flash" else {"tokens"}
+            others = {key: value for key, value in row["what"].items() if key not in over}
             lines = panels.setdefault(_named(others), {})
             for name, result in row["results"].items():
                 if "seconds" in result:
                     point = row["what"]["tokens"], row["work"] / result["seconds"] / 1e12
                     lines.setdefault(name, []).append(point)
-    panels = {name: lines for name, lines in panels.items() if lines}
+    longest = max((len(points) for lines in panels.values() for points in lines.values()), default=0)
+    panels = {  # of one point only if there are no others
+        name: lines
+        for name, lines in panels.items()
+        if any(len(points) >= min(2, longest) for points in lines.values())
+    }
     if not panels:
         raise ValueError("nothing was measured over a number of tokens (suites staged and flash are)")
     across = min(4, len(panels))
