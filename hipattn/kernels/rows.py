@@ -125,6 +125,9 @@ def check_device(stream: Stream, **tensors: DeviceTensor) -> None:
     ArgumentError
         One is not; the message names it.
     """
+    device = stream.device
     for name, tensor in tensors.items():
+        if type(tensor) is DeviceTensor and tensor.buffer.device is device:
+            continue  # in all calls but a wrong one
         if instance(name, tensor, DeviceTensor).device is not stream.device:
             raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {stream.device.index}")

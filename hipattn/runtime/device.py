@@ -77,10 +77,10 @@ class Device:
         count = cls.count()
         if not count:
             status = bindings.hip.hipGetDeviceCount()[0]
+            said = bindings.failure(status, "hipGetDeviceCount") if status else "hipGetDeviceCount finds none"
             raise PlatformError(
-                f"there is no GPU: the {bindings.platform().name} platform's libraries are here, and hipGetDeviceCount "
-                f"returns {getattr(status, 'name', status)}. Compiling works without (hipattn.compile); to run, set "
-                "HIPATTN_PLATFORM=cpu, which simulates a GPU"
+                f"there is no GPU: the {bindings.platform().name} platform's libraries are here, and {said}. Compiling "
+                "works without (hipattn.compile); to run, set HIPATTN_PLATFORM=cpu, which simulates a GPU"
             )
         if not 0 <= index < count:
             raise ArgumentError(f"index is {index}; this machine has devices 0 to {count - 1}")

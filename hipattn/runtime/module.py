@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hipattn.errors import ArgumentError, ClosedError
@@ -19,6 +20,7 @@ Dim3 = tuple[int, int, int]
 
 # Keys of the `extra` array of hipModuleLaunchKernel (hip_runtime_api.h).
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 3
+_Extra = ctypes.c_void_p * 5
 
 
 class Arguments(ctypes.Structure):
@@ -33,11 +35,16 @@ class Arguments(ctypes.Structure):
         """The `extra` array of ``hipModuleLaunchKernel``."""
         made = self.__dict__.get("_extra")
         if made is None:
-            size = self._size = ctypes.c_size_t(ctypes.sizeof(self))
-            made = self._extra = (ctypes.c_void_p * 5)(
+            size = _size_of(type(self))
+            made = self._extra = _Extra(
                 _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(size), _END
             )
         return made
+
+
+@cache
+def _size_of(struct: type[Arguments]) -> ctypes.c_size_t:
+    return ctypes.c_size_t(ctypes.sizeof(struct))  # HIP reads it through a pointer: one for all objects of a class
 
 
 def _dim3(name: str, value: int | tuple[int, ...]) -> Dim3:

@@ -46,13 +46,30 @@ __device__ inline void load_vector(float (&x)[N], const T* at) {
     for (int e = 0; e < N; ++e) x[e] = static_cast<float>(v.at[e]);
 }
 
+// Writes N neighbours in one access. CUDA's compiler, left to itself, often writes them one by one.
+template <typename T, int N>
+__device__ inline void store_whole(const Vec<T, N>& v, T* at) {
+#if defined(__HIP_PLATFORM_NVIDIA__)
+    if constexpr (sizeof(v) == 16) {
+        const uint4 w = __builtin_bit_cast(uint4, v);
+        asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w) : "memory");
+        return;
+    } else if constexpr (sizeof(v) == 8) {
+        const uint2 w = __builtin_bit_cast(uint2, v);
+        asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w.x), "r"(w.y) : "memory");
+        return;
+    }
+#endif
+    *reinterpret_cast<Vec<T, N>*>(at) = v;
+}
+
 // Writes N neighbours, each rounded to nearest even.
 template <int N, typename T>
 __device__ inline void store_vector(const float (&x)[N], T* at) {
     Vec<T, N> v;
 #pragma unroll
     for (int e = 0; e < N; ++e) v.at[e] = static_cast<T>(x[e]);
-    *reinterpret_cast<Vec<T, N>*>(at) = v;
+    store_whole(v, at);
 }
 
 // Reads elements column .. column + N - 1 of a row that may end before: `fill` from there on.
