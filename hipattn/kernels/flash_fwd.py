@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,16 +13,19 @@ import numpy as np
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
+from hipattn.kernels import block_mask
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose
+from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
 from hipattn.kernels.rows import check_device, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import UINT8, DeviceTensor
 
 __all__ = ["Features", "FlashFwdParams", "defaults", "launch", "specialise"]
 
-USER_VALUES = 16  # tensors, floats and integers each, of a call's score_mod and mask_mod together
+_CACHED_BYTES = 16 << 20  # of keys and values that blocks running at once are to share: half a small chip's last cache
+USER_VALUES = 2 * MAX_VALUES  # tensors, floats and integers each, of a call's score_mod and mask_mod
 
 
 class FlashFwdParams(Arguments):
@@ -40,6 +43,7 @@ class FlashFwdParams(Arguments):
             for axis in ("batch", "head", "row", "column")
         ),
         *((name, ctypes.c_int32) for name in ("batch", "heads", "heads_per_kv", "seq_q", "seq_k", "q_tiles")),
+        ("section", ctypes.c_int32),
         *((name, ctypes.c_int32) for name in ("left", "right", "negate")),
         *((name, ctypes.c_float) for name in ("scale", "softcap", "softcap_inverse")),
         ("user_tensors", ctypes.c_void_p * USER_VALUES),
@@ -117,6 +121,7 @@ def specialise(
         "MASK": features.mask,
         "SCORE_MOD": bool(features.score_mod),
         "MASK_MOD": bool(features.mask_mod),
+        "BLOCK_MASK": bool(features.mask_mod) and not features.varlen,
         "LSE": features.lse,
         "VARLEN": features.varlen,
     }
@@ -167,8 +172,8 @@ def launch(
     sinks: DeviceTensor | None = None,
     bias: DeviceTensor | None = None,
     mask: DeviceTensor | None = None,
-    score_mod: Any = None,
-    mask_mod: Any = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
     cu_seqlens_q: DeviceTensor | None = None,
     cu_seqlens_k: DeviceTensor | None = None,
     stream: Stream,
@@ -208,60 +213,95 @@ def launch(
         The launch fails.
     """
     check_device(stream, q=q, k=k, v=v, out=out)
-    left, right = window
-    if causal:
-        right = 0 if right is None else min(right, 0)
-    features = Features(
-        left=left is not None,
-        right=right is not None,
-        scaled=scale == 0,
-        softcap=softcap is not None,
-        alibi=alibi_slopes is not None,
-        sinks=sinks is not None,
-        bias=bias.dtype.name if bias is not None else "",
-        mask=mask is not None,
-        score_mod=score_mod.render("user_score_mod", 0, 0) if score_mod is not None else "",
-        mask_mod=mask_mod.render("user_mask_mod", 8, 8) if mask_mod is not None else "",
-        lse=lse is not None,
-        varlen=cu_seqlens_q is not None,
+    others = (lse, alibi_slopes, sinks, bias, mask, cu_seqlens_q, cu_seqlens_k)
+    plan = _plan(
+        stream.device,
+        (scale, causal, window, softcap),
+        tuple(None if x is None else x.dtype.name for x in others),
+        score_mod and score_mod.render("user_score_mod", 0, 0),
+        mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES),
+        0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1,
+        *_facts(q),
+        *_facts(k),
+        *_facts(v),
+        *_facts(out),
     )
-    sequences = 1 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    plan = _plan(stream.device, features, sequences, *_facts(q), *_facts(k), *_facts(v), *_facts(out))
     if plan is None:
         return
-    p = FlashFwdParams()
+    p = FlashFwdParams.from_buffer_copy(plan.arguments)
     p.q, p.k, p.v, p.out = q.pointer, k.pointer, v.pointer, out.pointer
-    for name, value in plan.sizes:
-        setattr(p, name, value)
-    p.scale, p.negate = abs(scale), scale < 0
-    p.left, p.right = left or 0, right or 0
-    if softcap is not None:
-        p.softcap, p.softcap_inverse = softcap, 1 / softcap
+    for tensor in (q, k, v, out):
+        tensor.buffer.used_on(stream)
     if lse is not None:
         p.lse, p.lse_batch, p.lse_head = lse.pointer, lse.strides[0], lse.strides[1]
-    used = [q, k, v, out]
-    used += [x for x in (lse, alibi_slopes, sinks, bias, mask, cu_seqlens_q, cu_seqlens_k) if x is not None]
-    if alibi_slopes is not None:
-        p.slopes, p.slopes_batch = alibi_slopes.pointer, 0 if alibi_slopes.ndim == 1 else alibi_slopes.strides[0]
-    if sinks is not None:
-        p.sinks = sinks.pointer
-    for name, tensor in (("bias", bias), ("mask", mask)):
-        if tensor is not None:
-            setattr(p, name, tensor.pointer)
+        lse.buffer.used_on(stream)
+    held: Any = None  # until the launch
+    if others[1:] != (None,) * 6 or score_mod is not None or mask_mod is not None:
+        held = _fill(p, others[1:], (score_mod, mask_mod), plan, stream)
+    plan.kernel.launch(stream, plan.config, p)
+    del held
+
+
+def _fill(
+    p: FlashFwdParams, tensors: Sequence[Any], mods: Sequence[Any], plan: _Plan, stream: Stream
+) -> dict[str, DeviceTensor]:
+    """Write what few calls have to the arguments, and return the tensors that they point to."""
+    names = ("slopes", "sinks", "bias", "mask", "cu_seqlens_q", "cu_seqlens_k")
+    given = {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
+    if any(mods):
+        score_mod, mask_mod = (mod and mod.on(stream) for mod in mods)
+        for mod, first in ((score_mod, 0), (mask_mod, MAX_VALUES)):
+            if mod is not None:
+                mod.fill(p, first, first)
+                given |= {f"{mod.argument} {n}": tensor for n, tensor in enumerate(mod.tensors)}
+        if mask_mod is not None and plan.block_mask is not None:
+            given["block_mask"] = _block_mask(mask_mod, plan.block_mask, stream)
+    check_device(stream, **given)
+    for name, tensor in given.items():
+        if name in ("bias", "mask"):
             for axis, stride in zip(("batch", "head", "row", "column"), tensor.strides, strict=True):
                 setattr(p, f"{name}_{axis}", stride)
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        p.cu_seqlens_q, p.cu_seqlens_k = cu_seqlens_q.pointer, cu_seqlens_k.pointer
-    for tensor in used:
+        elif name == "slopes" and tensor.ndim == 2:
+            p.slopes_batch = tensor.strides[0]
+        if hasattr(p, name):
+            setattr(p, name, tensor.pointer)
         tensor.buffer.used_on(stream)
-    plan.kernel.launch(stream, plan.config, p)
+    return given
+
+
+def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> DeviceTensor:
+    """Return what a mask leaves of each tile. A mask without tensors does not change, and keeps it."""
+    batch, heads, seq_q, seq_k, block_m, block_n = sizes
+    kept = mask_mod.block_masks.get((stream, sizes))
+    if kept is None or kept.buffer.closed:
+        kept = DeviceTensor.empty((batch, heads, -(-seq_q // block_m), -(-seq_k // block_n)), UINT8, stream=stream)
+        block_mask.launch(mask_mod, batch, heads, seq_q, seq_k, block_m, block_n, kept, stream=stream)
+        if not mask_mod.tensors:
+            while len(mask_mod.block_masks) >= _KEPT_BLOCK_MASKS:
+                mask_mod.block_masks.pop(next(iter(mask_mod.block_masks)), None)
+            mask_mod.block_masks[stream, sizes] = kept
+    return kept
+
+
+_KEPT_BLOCK_MASKS = 8
 
 
 @dataclass(frozen=True)
 class _Plan:
+    """A launch of a shape: all but the addresses.
+
+    Attributes
+    ----------
+    arguments : FlashFwdParams
+        To be copied.
+    block_mask : tuple of int or None
+        What `block_mask.launch` takes.
+    """
+
     kernel: Kernel
     config: LaunchConfig
-    sizes: tuple[tuple[str, int], ...]
+    arguments: FlashFwdParams
+    block_mask: tuple[int, ...] | None
 
 
 def _facts(x: DeviceTensor) -> tuple[Any, ...]:
@@ -269,31 +309,64 @@ def _facts(x: DeviceTensor) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _plan(device: Device, features: Features, sequences: int, *facts: Any) -> _Plan | None:
+def _plan(
+    device: Device,
+    formula: tuple[float, bool, tuple[int | None, int | None], float | None],
+    others: tuple[str | None, ...],
+    score_mod: str | None,
+    mask_mod: str | None,
+    sequences: int,
+    *facts: Any,
+) -> _Plan | None:
+    scale, causal, (left, right), softcap = formula
+    lse, slopes, sinks, bias, mask, *_ = others
+    if causal:
+        right = 0 if right is None else min(right, 0)
     dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
+    dtype = dtypes[0]
     batch, seq_q, heads, head_dim = shapes[0]
-    seq_k, heads_kv, value_dim = shapes[2][1], shapes[2][2], shapes[2][3]
+    _, seq_k, heads_kv, value_dim = shapes[2]
     if not batch * seq_q * heads * value_dim:
         return None
-    dtype = dtypes[0]
     tiles = choose(device.arch, dtype.name, head_dim, value_dim)
     if tiles is None:
         raise ArgumentError(supports(device, dtype, head_dim, value_dim) or "")
+    features = Features(
+        left=left is not None,
+        right=right is not None,
+        scaled=scale == 0,
+        softcap=softcap is not None,
+        alibi=slopes is not None,
+        sinks=sinks is not None,
+        bias=bias or "",
+        mask=mask is not None,
+        score_mod=score_mod or "",
+        mask_mod=mask_mod or "",
+        lse=lse is not None,
+        varlen=sequences > 0,
+    )
     vector = vector_width(
         *((a, dtype.itemsize, (*s[:3], n[3])) for a, s, n in zip(addresses, strides, shapes, strict=True))
     )
     wide = max(strides[1][1], strides[2][1]) * tiles.block_n * dtype.itemsize >= 2**31
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, features, vector=vector, wide=wide), device)
+
+    p = FlashFwdParams()
+    for name, steps in zip(("q", "k", "v", "out"), strides, strict=True):
+        for axis, step in zip(("batch", "row", "head"), steps, strict=False):
+            setattr(p, f"{name}_{axis}", step)
     q_tiles = -(-seq_q // tiles.block_m)
-    if features.varlen:
+    if sequences:
         q_tiles, batch = seq_q // tiles.block_m + sequences, sequences
-    sizes = {
-        f"{name}_{axis}": step
-        for name, steps in zip(("q", "k", "v", "out"), strides, strict=True)
-        for axis, step in zip(("batch", "row", "head"), steps, strict=False)
-    }
-    sizes |= {"batch": batch, "heads": heads, "heads_per_kv": heads // heads_kv}
-    sizes |= {"seq_q": seq_q, "seq_k": seq_k, "q_tiles": q_tiles}
-    grid = q_tiles * heads * (1 if features.varlen else batch)
+    p.batch, p.heads, p.heads_per_kv = batch, heads, heads // heads_kv
+    p.seq_q, p.seq_k, p.q_tiles = seq_q, seq_k, q_tiles
+    head_bytes = seq_k * (head_dim + value_dim) * dtype.itemsize // (p.heads_per_kv * max(1, sequences))
+    p.section = max(1, min(batch * heads, _CACHED_BYTES // max(1, head_bytes)))
+    p.scale, p.negate = abs(scale), scale < 0
+    p.left, p.right = left or 0, right or 0
+    if softcap is not None:
+        p.softcap, p.softcap_inverse = softcap, 1 / softcap
+    grid = q_tiles * heads * (1 if sequences else batch)
     config = LaunchConfig(grid, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
-    return _Plan(kernel, config, tuple(sizes.items()))
+    block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
+    return _Plan(kernel, config, p, block_sizes if mask_mod and not sequences else None)

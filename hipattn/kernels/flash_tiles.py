@@ -95,9 +95,10 @@ def _nvidia(head_dim: int, value_dim: int) -> Tiles:
 
 
 def _hopper(head_dim: int, value_dim: int) -> Tiles:
-    block_n = 64 if max(head_dim, value_dim) <= 64 or max(head_dim, value_dim) > 128 else 128
-    lds = 2 * (2 * block_n * (_up(head_dim, 64) + _up(value_dim, 64)) + 128 * _up(head_dim, 64))
-    return Tiles("mma_hopper.h", 8, 16, block_n, lds, 4 if block_n == 64 and head_dim <= 64 else 2)
+    largest = max(head_dim, value_dim)
+    waves = 4 if 64 < largest <= 128 else 8
+    lds = 2 * (2 * 64 * (_up(head_dim, 64) + _up(value_dim, 64)) + waves * 16 * _up(head_dim, 64))
+    return Tiles("mma_hopper.h", waves, 16, 64, lds, 4 if largest <= 64 else 2)
 
 
 def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:

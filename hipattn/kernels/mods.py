@@ -76,6 +76,7 @@ class _Mod:
                 raise ArgumentError(f"{self.argument} has {count} {what}; it takes at most {MAX_VALUES}")
         self._on_host = any(isinstance(tensor, np.ndarray) for tensor in self.tensors)
         self._uploaded: dict[int, Self] = {}  # by device
+        self.block_masks: dict[Any, DeviceTensor] = {}  # what a launch keeps here for the next one
 
     def on(self, stream: Stream) -> Self:
         """Return the same with every tensor on the stream's device. Arrays of the host are uploaded once per device.

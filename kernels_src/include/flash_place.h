@@ -18,16 +18,31 @@ struct Place {
     const unsigned char* tiles;  // of block_mask.hip: what of each tile is visible
 };
 
-// The blocks that have most keys to visit go first, so that none of them starts when the others are done.
+// Which tile of queries, and of which head of which batch entry: `rest` counts both.
+//
+// Where later queries see more keys, the tiles that have most to visit go first, so that none of them starts when the
+// others are done. That is so within a section of heads, whose keys and values stay in the chip's last cache while all
+// tiles visit them. Otherwise a head's tiles follow each other.
+struct Turn {
+    unsigned tile, rest;
+};
+
+__device__ inline Turn turn_of_block(const FlashFwdParams& p) {
+    const unsigned q_tiles = p.q_tiles;
+    if constexpr (BOUND_RIGHT) {
+        const unsigned section = blockIdx.x / (p.section * q_tiles), before = section * p.section;
+        const unsigned size = min(static_cast<unsigned>(p.section), gridDim.x / q_tiles - before);
+        const unsigned in_section = blockIdx.x - before * q_tiles;
+        return {q_tiles - 1 - in_section / size, before + in_section % size};
+    } else {
+        return {blockIdx.x % q_tiles, blockIdx.x / q_tiles};
+    }
+}
+
+// Returns false where the block has no rows.
 __device__ inline bool find_place(const FlashFwdParams& p, Place& place) {
     const unsigned q_tiles = p.q_tiles, heads = p.heads;
-    unsigned tile, rest;
-    if constexpr (BOUND_RIGHT) {
-        const unsigned parts = gridDim.x / q_tiles;
-        tile = q_tiles - 1 - blockIdx.x / parts, rest = blockIdx.x % parts;
-    } else {
-        tile = blockIdx.x % q_tiles, rest = blockIdx.x / q_tiles;
-    }
+    auto [tile, rest] = turn_of_block(p);
     place.h = rest % heads;
     place.b = rest / heads;
     i64 q_start = 0, k_start = 0;
@@ -60,7 +75,7 @@ __device__ inline bool find_place(const FlashFwdParams& p, Place& place) {
     if constexpr (LSE) place.lse = static_cast<float*>(p.lse) + b * p.lse_batch + h * p.lse_head + q_start;
     if constexpr (BIAS) place.bias = static_cast<const bias_scalar*>(p.bias) + b * p.bias_batch + h * p.bias_head;
     if constexpr (MASK) place.mask = static_cast<const unsigned char*>(p.mask) + b * p.mask_batch + h * p.mask_head;
-    if constexpr (MASK_MOD) {
+    if constexpr (BLOCK_MASK) {
         const i64 k_tiles = (p.seq_k + BLOCK_N - 1) / BLOCK_N;
         place.tiles = static_cast<const unsigned char*>(p.block_mask) + ((b * heads + h) * q_tiles + tile) * k_tiles;
     }

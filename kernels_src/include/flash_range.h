@@ -30,8 +30,8 @@ struct Range {
     __device__ bool hides(int tile) const {
         bool some = (tile + 1) * BLOCK_N - 1 > all_up_to;
         if constexpr (BOUND_LEFT) some |= tile * BLOCK_N < all_from;
-        if constexpr (MASK) some = true;
-        if constexpr (MASK_MOD) some |= tiles[tile] != 2;
+        if constexpr (MASK || (MASK_MOD && !BLOCK_MASK)) some = true;
+        if constexpr (BLOCK_MASK) some |= tiles[tile] != 2;
         return some;
     }
 
@@ -41,7 +41,7 @@ private:
     int all_up_to, all_from;  // the keys that every row of the block sees
 
     __device__ int skip(int tile) const {
-        if constexpr (MASK_MOD)
+        if constexpr (BLOCK_MASK)
             while (tile < end && !tiles[tile]) ++tile;
         return tile;
     }
