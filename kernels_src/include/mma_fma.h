@@ -1,9 +1,9 @@
 // The layer over plain multiplications and additions, in float32: float32 on every chip, and all types on chips
 // without matrix instructions.
 //
-// The lanes of a wave form a grid, ROW_LANES x 8. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in runs;
-// and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time along
-// the head: ROWS + KEYS accesses for 4 * ROWS * KEYS multiplications.
+// The lanes of a wave form a grid, ROW_LANES x 8. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in
+// runs; and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time
+// along the head: ROWS + KEYS accesses for 4 * ROWS * KEYS multiplications.
 //
 // The weights of a wave go from the lanes that computed them to those that need them through a strip of LDS that is
 // the wave's own, as many keys at a time as LDS_BYTES leaves room for.

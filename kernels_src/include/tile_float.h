@@ -8,7 +8,8 @@
 #include "flash_place.h"
 
 using Four = Vec<float, 4>;
-using Piece = Vec<scalar, 4>;
+using Quad = Vec<scalar, 4>;
+using Piece = Vec<unsigned, sizeof(scalar)>;  // the bits of a Quad: while it waits, 16-bit elements share registers
 
 #if defined(__HIP_PLATFORM_NVIDIA__)
 constexpr bool ASYNC = sizeof(scalar) == 4;
@@ -38,23 +39,20 @@ constexpr int ACCESS = VECTOR < 4 ? VECTOR : 4;
 
 // Four elements, of which `columns` exist.
 __device__ inline Piece load_piece(const scalar* at, int columns, bool exists) {
-    Piece x;
+    Piece x = {};
+    if constexpr (ACCESS == 4) {
+        if (exists && columns > 0) x = *reinterpret_cast<const Piece*>(at);
+    } else if (exists) {
+        Quad y;
 #pragma unroll
-    for (int part = 0; part < 4; part += ACCESS) {
-        Vec<scalar, ACCESS> v;
-        if (exists && part < columns) {
-            v = *reinterpret_cast<const Vec<scalar, ACCESS>*>(at + part);
-        } else {
-#pragma unroll
-            for (int e = 0; e < ACCESS; ++e) v.at[e] = static_cast<scalar>(0.0f);
-        }
-#pragma unroll
-        for (int e = 0; e < ACCESS; ++e) x.at[part + e] = v.at[e];
+        for (int e = 0; e < 4; ++e) y.at[e] = e < columns ? at[e] : static_cast<scalar>(0.0f);
+        x = __builtin_bit_cast(Piece, y);
     }
     return x;
 }
 
-__device__ inline void store_piece(const Piece& x, float* lds, float sign = 1.0f) {
+__device__ inline void store_piece(const Piece& piece, float* lds, float sign = 1.0f) {
+    const Quad x = __builtin_bit_cast(Quad, piece);
     Four y;
 #pragma unroll
     for (int e = 0; e < 4; ++e) y.at[e] = sign * static_cast<float>(x.at[e]);
