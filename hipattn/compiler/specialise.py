@@ -98,8 +98,12 @@ class Specialisation:
 
     @property
     def name(self) -> str:
-        """A readable name: the kernel and what was decided, for messages and the cache."""
-        constants = (f"{key.lower()}{float(value):g}" for key, value in self.constants.items())
+        """A readable name: the kernel and what was decided, for messages and the cache.
+
+        Without what is off: AMD's compiler makes files of this name, with up to 20 characters more, and a file's name
+        has at most 255.
+        """
+        constants = (f"{key.lower()}{float(value):g}" for key, value in self.constants.items() if value is not False)
         return "_".join([self.kernel, *self.types.values(), *constants])
 
     def render(self, arch: str) -> str:

@@ -13,7 +13,7 @@ __all__ = ["FLAG_BYTES", "Tiles", "choose"]
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
 _NO_MATRICES = tuple(arch for arch in ARCHS if arch.startswith(("gfx90", "gfx10")) and arch not in ("gfx908", "gfx90a"))
-_FMA_REGISTERS = 216  # of a lane, for scores, sums, a query's maximum and sum, and four elements of it
+_FMA_REGISTERS = 244  # of a lane, which has 255 or more
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 _RDNA3 = ("gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153")
 _RDNA4 = ("gfx1200", "gfx1201")
@@ -110,11 +110,12 @@ def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     k_row += 0 if k_row % 8 else 4
     best, found = None, (0, 0.0)
     # The first of equals: two blocks of four waves keep each other busy at their barriers.
-    for waves, strip, rows, keys in product((4, 8, 6, 2, 1), (64, 32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1)):
-        block_m, block_n = waves * rows * lanes // 8, 8 * keys
-        columns = v_row // 8
+    for waves, strip, rows, keys in product((4, 8, 2, 1), (64, 32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1)):
+        block_m, block_n, columns = waves * rows * lanes // 8, 8 * keys, v_row // 8
         lds = 4 * (block_n * (k_row + v_row) + block_m * (k_row + strip + 8))
-        registers = rows * (keys + columns + 6)
+        # Scores, sums, maximum and sum of a row; four elements of each row and key; what is on its way to LDS.
+        registers = rows * (keys + columns + 2) + 4 * (rows + keys)
+        registers += 0 if nvidia else block_n * (k_row + v_row) // (waves * lanes)
         if block_n % strip or lds + FLAG_BYTES > limit or registers > _FMA_REGISTERS:
             continue
         resident = min((limit + taken) // (lds + taken) * waves, enough)

@@ -1,9 +1,9 @@
 // The layer over plain multiplications and additions, in float32: float32 on every chip, and all types on chips
 // without matrix instructions.
 //
-// The lanes of a wave form a grid, ROW_LANES x 8. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in runs;
-// and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time along
-// the head: ROWS + KEYS accesses for 4 * ROWS * KEYS multiplications.
+// The lanes of a wave form a grid, ROW_LANES x 8. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in
+// runs; and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time
+// along the head: ROWS + KEYS accesses for 4 * ROWS * KEYS multiplications.
 //
 // The weights of a wave go from the lanes that computed them to those that need them through a strip of LDS that is
 // the wave's own, as many keys at a time as LDS_BYTES leaves room for.
@@ -109,9 +109,9 @@ struct Queries {
         rows = lds + wave_index() * WAVE_ROWS * QK_ROW;
         for (int i = 0; i < Mine::EACH; ++i) {
             if (!Mine::mine(i)) continue;
-            const int row = Mine::row(i), column = Mine::column(i);
-            store_piece(load_piece<HEAD_DIM>(from + row * stride, column, row < count), lds + row * QK_ROW + column,
-                        negate ? -1.0f : 1.0f);
+            const int row = Mine::first_row() + Mine::down(i), column = Mine::first_column() + Mine::across(i);
+            store_piece(load_piece(from + row * stride + column, HEAD_DIM - column, row < count),
+                        lds + row * QK_ROW + column, negate ? -1.0f : 1.0f);
         }
     }
 };
@@ -131,7 +131,7 @@ struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
 // How often a loop is unrolled: enough reads to hide their latency, few enough for their registers. (AMD's compiler
 // moves all reads of a body to its front.)
 #if defined(__HIP_PLATFORM_NVIDIA__)
-constexpr int READS = 32;
+constexpr int READS = Scores::ROWS * (Scores::KEYS + Output::COLUMNS) <= 128 ? 32 : 16;
 #else
 constexpr int READS = 16;
 #endif

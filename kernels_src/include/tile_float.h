@@ -8,7 +8,8 @@
 #include "flash_place.h"
 
 using Four = Vec<float, 4>;
-using Piece = Vec<scalar, 4>;
+using Quad = Vec<scalar, 4>;
+using Piece = Vec<unsigned, sizeof(scalar)>;  // the bits of a Quad: while it waits, 16-bit elements share registers
 
 #if defined(__HIP_PLATFORM_NVIDIA__)
 constexpr bool ASYNC = sizeof(scalar) == 4;
@@ -36,43 +37,49 @@ __device__ inline void wait_async() {}
 // Four elements an access, or as many as the tensors' alignment admits.
 constexpr int ACCESS = VECTOR < 4 ? VECTOR : 4;
 
-// Elements column .. column + 3 of a row of DIM.
-template <int DIM>
-__device__ inline Piece load_piece(const scalar* row, int column, bool exists) {
-    Piece x;
+// Four elements, of which `columns` exist.
+__device__ inline Piece load_piece(const scalar* at, int columns, bool exists) {
+    Piece x = {};
+    if constexpr (ACCESS == 4) {
+        if (exists && columns > 0) x = *reinterpret_cast<const Piece*>(at);
+    } else if (exists) {
+        Quad y;
 #pragma unroll
-    for (int part = 0; part < 4; part += ACCESS) {
-        Vec<scalar, ACCESS> v;
-        if (exists && column + part < DIM) {
-            v = *reinterpret_cast<const Vec<scalar, ACCESS>*>(row + column + part);
-        } else {
-#pragma unroll
-            for (int e = 0; e < ACCESS; ++e) v.at[e] = static_cast<scalar>(0.0f);
-        }
-#pragma unroll
-        for (int e = 0; e < ACCESS; ++e) x.at[part + e] = v.at[e];
+        for (int e = 0; e < 4; ++e) y.at[e] = e < columns ? at[e] : static_cast<scalar>(0.0f);
+        x = __builtin_bit_cast(Piece, y);
     }
     return x;
 }
 
-__device__ inline void store_piece(const Piece& x, float* lds, float sign = 1.0f) {
+__device__ inline void store_piece(const Piece& piece, float* lds, float sign = 1.0f) {
+    const Quad x = __builtin_bit_cast(Quad, piece);
     Four y;
 #pragma unroll
     for (int e = 0; e < 4; ++e) y.at[e] = sign * static_cast<float>(x.at[e]);
     *reinterpret_cast<Four*>(lds) = y;
 }
 
-// Which thread moves what of COUNT rows of COLUMNS elements: neighbours move neighbours.
+// Which pieces of COUNT rows of COLUMNS elements a thread moves: those a fixed distance from its first, so that of all
+// addresses only the first depends on the thread. SIDE threads share a row.
 template <int COUNT, int COLUMNS>
 struct Pieces {
-    static constexpr int ROW = COLUMNS / 4, ALL = COUNT * ROW, EACH = (ALL + THREADS - 1) / THREADS;
+    static constexpr int ROW = COLUMNS / 4, SIDE = ROW > 16 ? 32 : ROW > 8 ? 16 : ROW > 4 ? 8 : ROW > 2 ? 4 : ROW;
+    static constexpr int DOWN = THREADS / SIDE, ACROSS = (ROW + SIDE - 1) / SIDE;
+    static constexpr int EACH = (COUNT + DOWN - 1) / DOWN * ACROSS;
+    static_assert((DOWN & (DOWN - 1)) == 0, "see FloatTile::store");
 
-    __device__ static bool mine(int i) { return ALL % THREADS == 0 || i * THREADS + threadIdx.x < ALL; }
-    __device__ static int row(int i) { return (i * THREADS + threadIdx.x) / ROW; }
-    __device__ static int column(int i) { return (i * THREADS + threadIdx.x) % ROW * 4; }
+    __device__ static int first_row() { return threadIdx.x / SIDE; }
+    __device__ static int first_column() { return threadIdx.x % SIDE * 4; }
+    __device__ static constexpr int down(int i) { return i / ACROSS * DOWN; }
+    __device__ static constexpr int across(int i) { return i % ACROSS * SIDE * 4; }
+    __device__ static bool mine(int i) {
+        return (COUNT % DOWN == 0 || first_row() + down(i) < COUNT) &&
+               (ROW % SIDE == 0 || first_column() + across(i) < COLUMNS);
+    }
 };
 
-// BLOCK_N rows of DIM elements, of which COLUMNS are kept, ROW floats from one to the next. Row j lies at Order::place(j).
+// BLOCK_N rows of DIM elements, of which COLUMNS are kept, ROW floats from one to the next. Row j lies at
+// Order::place(j), which moves bits of j and changes none.
 template <int DIM, int COLUMNS, int ROW, class Order>
 struct FloatTile {
     static constexpr int BYTES = BLOCK_N * ROW * sizeof(float);
@@ -80,28 +87,30 @@ struct FloatTile {
     float* lds;
 
     __device__ FloatTile(const scalar* tensor, i64 row_stride, int count, char* memory)
-        : lds(reinterpret_cast<float*>(memory)), base(tensor), stride(row_stride), rows(count) {}
+        : lds(reinterpret_cast<float*>(memory)),
+          base(tensor),
+          stride(row_stride),
+          rows(count) {}
 
     __device__ void fetch(int first) {
         if constexpr (ASYNC) return;
 #pragma unroll
         for (int i = 0; i < Mine::EACH; ++i)
-            if (Mine::mine(i)) held[i] = load_piece<DIM>(source(first, i), Mine::column(i), exists(first, i));
+            if (Mine::mine(i)) held[i] = load_piece(row(first, i), columns(i), exists(first, i));
     }
     __device__ void store(int first) {
+        float* to = lds + Order::place(Mine::first_row()) * ROW + Mine::first_column();
 #pragma unroll
         for (int i = 0; i < Mine::EACH; ++i) {
             if (!Mine::mine(i)) continue;
-            float* to = lds + Order::place(Mine::row(i)) * ROW + Mine::column(i);
+            float* at = to + Order::place(Mine::down(i)) * ROW + Mine::across(i);
             if constexpr (ASYNC) {
 #pragma unroll
-                for (int part = 0; part < 4; part += ACCESS) {
-                    const int column = Mine::column(i) + part;
-                    copy_async<ACCESS * sizeof(scalar)>(to + part, source(first, i) + column,
-                                                        exists(first, i) && column < DIM);
-                }
+                for (int part = 0; part < 4; part += ACCESS)
+                    copy_async<ACCESS * sizeof(scalar)>(at + part, row(first, i) + part,
+                                                        exists(first, i) && part < columns(i));
             } else {
-                store_piece(held[i], to);
+                store_piece(held[i], at);
             }
         }
     }
@@ -129,6 +138,10 @@ private:
     int rows;
     Piece held[Mine::EACH];
 
-    __device__ bool exists(int first, int i) const { return first + Mine::row(i) < rows; }
-    __device__ const scalar* source(int first, int i) const { return base + (first + Mine::row(i)) * stride; }
+    __device__ const scalar* row(int first, int i) const {
+        return base + (first + Mine::first_row() + Mine::down(i)) * stride + Mine::first_column() + Mine::across(i);
+    }
+    __device__ bool exists(int first, int i) const { return first + Mine::first_row() + Mine::down(i) < rows; }
+    // How many there are from the piece's first on.
+    __device__ static int columns(int i) { return COLUMNS == DIM ? 4 : DIM - Mine::first_column() - Mine::across(i); }
 };
