@@ -33,17 +33,29 @@ __device__ inline Accumulator multiply(Fragment a, Fragment b, Accumulator c) {
                                                            __builtin_bit_cast(Short16, b), c);
 }
 
+// lane_half() == 1, in a register of its own for every use: two selections at once take it from there only.
+__device__ inline bool in_upper_half() {
+#if defined(SIM_ARCH)
+    return lane_half() == 1;
+#else
+    unsigned lanes = 0xffff0000;
+    HINT_HERE("" : "+s"(lanes));
+    return __builtin_amdgcn_inverse_ballot_w32(lanes);
+#endif
+}
+
 // The 16 weights of the lane's query, of which it holds 8 and the other lane 8.
 __device__ inline Fragment as_operand(Eight own) {
     using Words = unsigned __attribute__((ext_vector_type(4)));
     const Words mine = __builtin_bit_cast(Words, own);
-    Words low, high;
+    Words theirs, low, high;
+    const bool upper = in_upper_half();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const unsigned theirs = other_half(mine[i]);
-        low[i] = lane_half() ? theirs : mine[i];
-        high[i] = lane_half() ? mine[i] : theirs;
-    }
+    for (int i = 0; i < 4; ++i) theirs[i] = other_half(mine[i]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) low[i] = upper ? theirs[i] : mine[i];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) high[i] = upper ? mine[i] : theirs[i];
     return join(__builtin_bit_cast(Eight, low), __builtin_bit_cast(Eight, high));
 }
 

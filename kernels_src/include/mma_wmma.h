@@ -46,7 +46,8 @@ struct Output : Accumulators<V_COLUMNS / M> {
 };
 
 using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
-using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, 1>;  // keys in their order
+// Keys in their order. Fewer columns a thread where there are more threads than work.
+using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, 1, (V_COLUMNS * BLOCK_N > 16 * THREADS ? 8 : 4)>;
 
 struct Queries {
     static constexpr int BYTES = 0, STEPS = QK_COLUMNS / M;
@@ -71,8 +72,10 @@ struct Queries {
 __device__ inline Eight narrow(Accumulator x) {
     Eight y;
     if constexpr (same<scalar, f16>) {
+        // A product that is rounded once is one instruction, which packs its result as well; a conversion is not.
+        const float one = unknown(1.0f);
 #pragma unroll
-        for (int e = 0; e < HELD; ++e) y[e] = static_cast<scalar>(x[e]);
+        for (int e = 0; e < HELD; ++e) y[e] = static_cast<scalar>(x[e] * one);
     } else {
         // 65536 x less 65535 x, rounded, is x rounded to the upper half of its bits (Dekker's splitting; a tie goes to
         // even, because 65536 x is even there). No weight is infinite, or near.
@@ -88,29 +91,49 @@ __device__ inline Eight narrow(Accumulator x) {
     return y;
 }
 
+// Fragments read from LDS ahead of the product that takes them: no more than hide LDS, for each takes registers.
+constexpr int AHEAD = 2;
+
 __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
+    constexpr int TILES = BLOCK_N / M, COUNT = TILES * Queries::STEPS;
+    const auto keys_of = [&](int n) {
+        return gather([&](int e) { return k.at(n % TILES * M + operand_row(), n / TILES * M + e); });
+    };
     scores.clear();
+    Fragment keys[COUNT];
 #pragma unroll
-    for (int t = 0; t < BLOCK_N / M; ++t)
+    for (int n = 0; n < COUNT + AHEAD; ++n) {
+        if (n < COUNT) keys[n] = keys_of(n);
+        keep_order();
+        if (n >= AHEAD) {
+            const int now = n - AHEAD, t = now % TILES, s = now / TILES;
 #pragma unroll
-        for (int s = 0; s < Queries::STEPS; ++s) {
-            const Fragment keys = gather([&](int e) { return k.at(t * M + operand_row(), s * M + e); });
-#pragma unroll
-            for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply(keys, q.at[r][s], scores.tile[r][t]);
+            for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply(keys[now], q.at[r][s], scores.tile[r][t]);
         }
+    }
+#pragma unroll
+    for (int r = 0; r < Scores::ROWS; ++r)
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) finish(scores.tile[r][t]);
 }
 
 __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
+    constexpr int TILES = V_COLUMNS / M, COUNT = TILES * (BLOCK_N / M);
+    const auto values_of = [&](int n) {
+        return gather([&](int e) { return v.at(n % TILES * M + operand_row(), n / TILES * M + e); });
+    };
+    Fragment values[COUNT], p[Scores::ROWS];
 #pragma unroll
-    for (int s = 0; s < BLOCK_N / M; ++s) {
-        Fragment p[Scores::ROWS];
+    for (int n = 0; n < COUNT + AHEAD; ++n) {
+        if (n < COUNT) values[n] = values_of(n);
+        keep_order();
+        if (n >= AHEAD) {
+            const int now = n - AHEAD, t = now % TILES, s = now / TILES;
 #pragma unroll
-        for (int r = 0; r < Scores::ROWS; ++r) p[r] = as_operand(narrow(weights.tile[r][s]));
-#pragma unroll
-        for (int t = 0; t < V_COLUMNS / M; ++t) {
-            const Fragment values = gather([&](int e) { return v.at(t * M + operand_row(), s * M + e); });
-#pragma unroll
-            for (int r = 0; r < Scores::ROWS; ++r) out.tile[r][t] = multiply(values, p[r], out.tile[r][t]);
+            for (int r = 0; r < Scores::ROWS; ++r) {
+                if (t == 0) p[r] = as_operand(narrow(weights.tile[r][s]));
+                out.tile[r][t] = multiply(values[now], p[r], out.tile[r][t]);
+            }
         }
     }
 }
