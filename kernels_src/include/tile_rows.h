@@ -84,8 +84,13 @@ __device__ inline bool clean_lds(scalar* lds) {
     return found;
 }
 
+// Where a row lies among the rows in LDS.
+struct InOrder {
+    __device__ static int place(int row) { return row; }
+};
+
 // Rows as they are: [BLOCK_N][COLUMNS + PAD].
-template <int DIM, int COLUMNS>
+template <int DIM, int COLUMNS, class Order = InOrder>
 struct RowTile {
     static constexpr int ROW = COLUMNS + PAD;
     static constexpr int BYTES = BLOCK_N * ROW * sizeof(scalar);
@@ -104,7 +109,7 @@ struct RowTile {
     __device__ void store(int) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
-            if (mine(i)) *reinterpret_cast<Eight*>(lds + row(i) * ROW + column(i)) = held[i];
+            if (mine(i)) *reinterpret_cast<Eight*>(lds + Order::place(row(i)) * ROW + column(i)) = held[i];
     }
     __device__ void arrive() const {}
 
@@ -138,7 +143,7 @@ private:
 // Columns for rows: [COLUMNS][BLOCK_N + PAD]. A thread turns 4 keys x WIDTH columns around in registers. Groups of 4
 // keys are put in the order in which a lane holds them in its scores: `GROUPS` lanes share a row, and lane g of them
 // holds groups g and GROUPS + g of each 2 * GROUPS; here they lie side by side.
-template <int DIM, int COLUMNS, int GROUPS, int WIDTH = 8>
+template <int DIM, int COLUMNS, int GROUPS, int WIDTH = 8, class Order = InOrder>
 struct ColumnTile {
     static constexpr int ROW = BLOCK_N + PAD;
     static constexpr int BYTES = COLUMNS * ROW * sizeof(scalar);
@@ -159,10 +164,11 @@ struct ColumnTile {
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             if (!mine(i)) continue;
-            scalar* at = lds + column(i) * ROW + place(quad(i)) * 4;
+            scalar* at = lds + place(quad(i)) * 4;
 #pragma unroll
             for (int e = 0; e < WIDTH; ++e)
-                *reinterpret_cast<Pair*>(at + e * ROW) = Pair{both(held[i][0], held[i][1], e), both(held[i][2], held[i][3], e)};
+                *reinterpret_cast<Pair*>(at + Order::place(column(i) + e) * ROW) =
+                    Pair{both(held[i][0], held[i][1], e), both(held[i][2], held[i][3], e)};
         }
     }
     __device__ void arrive() const {}
