@@ -18,6 +18,8 @@ __all__ = ["build", "load", "loaded", "name_of"]
 
 log = logging.getLogger("hipattn")
 
+_LONGEST_NAME = 200  # of a file: past what a file system takes, hiprtc makes an empty code object and reports success
+
 _loaded: dict[tuple[int, Specialisation], Kernel] = {}
 # The same text does not compile a second time. What the error says, not the error: that holds on to its frames.
 _failed: dict[tuple[int, Specialisation], tuple[str, str, tuple[str, ...], str]] = {}
@@ -75,7 +77,7 @@ def build(specialisation: Specialisation, arch: str) -> CodeObject:
         The code object does not fit its launches.
     """
     source, headers = specialisation.render(arch), specialisation.headers()
-    code = Program(source, f"{specialisation.name}.hip", headers=headers).compile(arch, DiskCache())
+    code = Program(source, f"{specialisation.name[:_LONGEST_NAME]}.hip", headers=headers).compile(arch, DiskCache())
     kernel = check(code.image, specialisation, arch)
     if kernel is not None and kernel.spills:
         log.warning("%s does not fit the registers of %s and is slow: %s", specialisation.name, arch, kernel)

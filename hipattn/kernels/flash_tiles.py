@@ -78,10 +78,11 @@ def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
 
 
 def _rdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
-    large = max(head_dim, value_dim) > 128
-    waves, block_n = (4, 16) if large else (8, 32)
+    held = 128 if arch in _RDNA3 else 192  # larger heads have their queries in local memory
+    largest = max(head_dim, value_dim)
+    waves, block_n = (8, 64) if largest <= 64 else (8, 32) if largest <= held else (4, 16)
     k_row, v_columns = _up(head_dim, 16) + _PAD, _up(value_dim, 16)
-    lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD))
+    lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD) + (waves * 16 * k_row if head_dim > held else 0))
     return Tiles("mma_rdna3.h" if arch in _RDNA3 else "mma_rdna4.h", waves, 16, block_n, lds)
 
 

@@ -1,6 +1,7 @@
 // Which rows of which head a block takes, and where they are in memory.
 #pragma once
 
+#include "hints.h"
 #include "types.h"
 
 constexpr int BLOCK_M = WAVES * WAVE_ROWS;
@@ -84,3 +85,15 @@ __device__ inline bool find_place(const FlashFwdParams& p, Place& place) {
 
 __device__ inline int wave_index() { return threadIdx.x / WAVE_SIZE; }
 __device__ inline int lane_index() { return threadIdx.x % WAVE_SIZE; }
+
+// All threads of the block see what any of them wrote to LDS. What is on its way from memory stays on it, which
+// __syncthreads would wait for on some chips.
+__device__ inline void lds_barrier() {
+#if defined(__AMDGCN__)
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup", "local");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup", "local");
+#else
+    __syncthreads();
+#endif
+}

@@ -25,24 +25,24 @@ __device__ inline void settle(Output&) {}
 
 // Raises the shift of rows whose maximum has outgrown it.
 __device__ inline void raise(State& state, Output& out, const Scores& scores, float unit) {
-    float grown[Scores::ROWS];
+    float highest[Scores::ROWS];  // of this lane's keys
     bool any = false;
 #pragma unroll
     for (int r = 0; r < Scores::ROWS; ++r) {
-        float highest = scores.get(r, 0);
+        highest[r] = scores.get(r, 0);
 #pragma unroll
-        for (int n = 1; n < Scores::KEYS; ++n) highest = fmaxf(highest, scores.get(r, n));
-        grown[r] = row_max(highest) * unit;
-        any |= grown[r] > state.shift[r] + LAG;
+        for (int n = 1; n < Scores::KEYS; ++n) highest[r] = fmaxf(highest[r], scores.get(r, n));
+        any |= highest[r] * unit > state.shift[r] + LAG;
     }
     if (!__any(any)) return;
     settle(out);
 #pragma unroll
     for (int r = 0; r < Scores::ROWS; ++r) {
         // Each row for itself: what a row gives does not depend on its neighbours.
-        const bool outgrown = grown[r] > state.shift[r] + LAG;
-        const float factor = outgrown ? exp2_fast(state.shift[r] - grown[r]) : 1.0f;
-        state.shift[r] = outgrown ? grown[r] : state.shift[r];
+        const float grown = row_max(highest[r]) * unit;
+        const bool outgrown = grown > state.shift[r] + LAG;
+        const float factor = outgrown ? exp2_fast(state.shift[r] - grown) : 1.0f;
+        state.shift[r] = outgrown ? grown : state.shift[r];
         state.total[r] *= factor;
         out.scale(r, factor);
     }
@@ -53,12 +53,14 @@ __device__ inline void weigh(Scores& scores, State& state, float unit) {
 #pragma unroll
     for (int r = 0; r < Scores::ROWS; ++r) {
         const float shift = finite_shift(state.shift[r]);
+        float sum[2] = {};  // two additions at once
 #pragma unroll
         for (int n = 0; n < Scores::KEYS; ++n) {
             const float weight = exp2_fast(fmaf(scores.get(r, n), unit, -shift));
             scores.set(r, n, weight);
-            state.total[r] += weight;
+            sum[n % 2] += weight;
         }
+        state.total[r] += sum[0] + sum[1];
     }
 }
 
@@ -79,6 +81,7 @@ __device__ inline bool any_nonfinite(const Output& out, const State& state) {
 // (A hidden key has weight 0, but 0 * NaN is NaN.) In the tile itself these values were replaced by 0.
 __device__ inline void add_nonfinite(Output& out, const Scores& scores, const State& state, float unit,
                                      const scalar* v, i64 stride, int keys) {
+    v = common_address(v);
     for (int key = 0; key < keys; ++key) {
         float weight[Scores::ROWS];
 #pragma unroll
@@ -101,6 +104,7 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
                 const bool added = !is_finite(value) && !(weight[r] < 0.0f);
                 out.set(r, c, out.get(r, c) + (added ? weight[r] * value : 0.0f));
             }
+            if (c % 4 == 3) keep_order();
         }
     }
 }

@@ -17,13 +17,13 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
     while (tile < range.end) {
         const int next = range.after(tile);
         k.arrive();
-        __syncthreads();
+        lds_barrier();
         v.store(tile * BLOCK_N);
         if (next < range.end) k.fetch(next * BLOCK_N);
         Scores scores;
         multiply_qk(scores, block.queries, k);
         v.arrive();
-        __syncthreads();
+        lds_barrier();
         if (next < range.end) {
             k.store(next * BLOCK_N);
             v.fetch(next * BLOCK_N);

@@ -8,6 +8,7 @@
 #include "tile_rows.h"
 
 using Fragment = Eight;
+constexpr int LARGEST_HELD = 192;  // head_dim: that of queries in registers
 using Accumulator = float __attribute__((ext_vector_type(8)));
 
 // An operand of which `eight` gives the elements from k on.
@@ -16,8 +17,7 @@ __device__ inline Fragment gather(F eight) {
     return eight(8 * lane_half());
 }
 
-// Which row of A a lane brings.
-__device__ inline int operand_row() { return lane_column(); }
+using RowOrder = InOrder;
 
 // c + a b. A template, so that only the branch that is taken is looked at.
 template <class Fragment>

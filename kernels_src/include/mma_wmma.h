@@ -45,25 +45,47 @@ struct Output : Accumulators<V_COLUMNS / M> {
     __device__ static int regrouped(int c) { return column(c); }
 };
 
-using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
-using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, 1>;  // keys in their order
+using KTile = RowTile<HEAD_DIM, QK_COLUMNS, RowOrder>;
+// Keys in their order. Fewer columns a thread where there are more threads than work.
+using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, 1, (V_COLUMNS * BLOCK_N > 16 * THREADS ? 8 : 4), RowOrder>;
 
+// The wave's rows of q, as operands: in registers where there are enough, else in LDS, where a lane finds what it wrote.
 struct Queries {
-    static constexpr int BYTES = 0, STEPS = QK_COLUMNS / M;
-    Fragment at[Scores::ROWS][STEPS];
+    static constexpr int STEPS = QK_COLUMNS / M, ROW = QK_COLUMNS + PAD;
+    static constexpr bool IN_LDS = HEAD_DIM > LARGEST_HELD;
+    static constexpr int BYTES = IN_LDS ? BLOCK_M * ROW * sizeof(scalar) : 0;
 
     // `rows`: the block's first query; `count` of them exist.
-    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char*) {
+    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
+        lds = reinterpret_cast<scalar*>(memory);
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
             const int row = wave_index() * WAVE_ROWS + Scores::row(r);
             const scalar* from = rows + row * stride;
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
-                at[r][s] = gather([&](int k) { return row < count ? load_eight<HEAD_DIM>(from, s * M + k) : Eight(0); });
-                if (negate) at[r][s] = -at[r][s];
+                const auto eight = [&](int k) {
+                    Eight x = row < count ? load_eight<HEAD_DIM>(from, s * M + k) : Eight(0);
+                    if (negate) x = -x;
+                    if constexpr (IN_LDS) *place(r, s, k) = x;
+                    return x;
+                };
+                const Fragment all = gather(eight);
+                if constexpr (!IN_LDS) held[r][s] = all;
             }
         }
+    }
+    __device__ Fragment at(int r, int s) const {
+        if constexpr (IN_LDS) return gather([&](int k) { return *place(r, s, k); });
+        else return held[r][s];
+    }
+
+private:
+    scalar* lds;
+    Fragment held[Scores::ROWS][IN_LDS ? 1 : STEPS];
+
+    __device__ Eight* place(int r, int s, int k) const {
+        return reinterpret_cast<Eight*>(lds + (wave_index() * WAVE_ROWS + Scores::row(r)) * ROW + s * M + k);
     }
 };
 
@@ -71,8 +93,10 @@ struct Queries {
 __device__ inline Eight narrow(Accumulator x) {
     Eight y;
     if constexpr (same<scalar, f16>) {
+        // A product that is rounded once is one instruction, which packs its result as well; a conversion is not.
+        const float one = unknown(1.0f);
 #pragma unroll
-        for (int e = 0; e < HELD; ++e) y[e] = static_cast<scalar>(x[e]);
+        for (int e = 0; e < HELD; ++e) y[e] = static_cast<scalar>(x[e] * one);
     } else {
         // 65536 x less 65535 x, rounded, is x rounded to the upper half of its bits (Dekker's splitting; a tie goes to
         // even, because 65536 x is even there). No weight is infinite, or near.
@@ -88,29 +112,55 @@ __device__ inline Eight narrow(Accumulator x) {
     return y;
 }
 
+// Fragments read from LDS ahead of the product that takes them: no more than hide LDS, for each takes registers.
+constexpr int AHEAD = HEAD_DIM > 192 || VALUE_DIM > 192 ? 1 : 2;
+
 __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
+    constexpr int TILES = BLOCK_N / M, COUNT = TILES * Queries::STEPS;
+    const auto keys_of = [&](int n) {
+        return gather([&](int e) { return k.at(n % TILES * M + lane_column(), n / TILES * M + e); });
+    };
     scores.clear();
+    Fragment keys[COUNT], queries[Scores::ROWS][Queries::STEPS];
 #pragma unroll
-    for (int t = 0; t < BLOCK_N / M; ++t)
+    for (int n = 0; n < COUNT + AHEAD; ++n) {
+        if (n < COUNT) {
+            keys[n] = keys_of(n);
 #pragma unroll
-        for (int s = 0; s < Queries::STEPS; ++s) {
-            const Fragment keys = gather([&](int e) { return k.at(t * M + operand_row(), s * M + e); });
-#pragma unroll
-            for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply(keys, q.at[r][s], scores.tile[r][t]);
+            for (int r = 0; r < Scores::ROWS; ++r)
+                if (n % TILES == 0) queries[r][n / TILES] = q.at(r, n / TILES);
         }
+        keep_order();
+        if (n >= AHEAD) {
+            const int now = n - AHEAD, t = now % TILES, s = now / TILES;
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r)
+                scores.tile[r][t] = multiply(keys[now], queries[r][s], scores.tile[r][t]);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < Scores::ROWS; ++r)
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) finish(scores.tile[r][t]);
 }
 
 __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
+    constexpr int TILES = V_COLUMNS / M, COUNT = TILES * (BLOCK_N / M);
+    const auto values_of = [&](int n) {
+        return gather([&](int e) { return v.at(n % TILES * M + lane_column(), n / TILES * M + e); });
+    };
+    Fragment values[COUNT], p[Scores::ROWS];
 #pragma unroll
-    for (int s = 0; s < BLOCK_N / M; ++s) {
-        Fragment p[Scores::ROWS];
+    for (int n = 0; n < COUNT + AHEAD; ++n) {
+        if (n < COUNT) values[n] = values_of(n);
+        keep_order();
+        if (n >= AHEAD) {
+            const int now = n - AHEAD, t = now % TILES, s = now / TILES;
 #pragma unroll
-        for (int r = 0; r < Scores::ROWS; ++r) p[r] = as_operand(narrow(weights.tile[r][s]));
-#pragma unroll
-        for (int t = 0; t < V_COLUMNS / M; ++t) {
-            const Fragment values = gather([&](int e) { return v.at(t * M + operand_row(), s * M + e); });
-#pragma unroll
-            for (int r = 0; r < Scores::ROWS; ++r) out.tile[r][t] = multiply(values, p[r], out.tile[r][t]);
+            for (int r = 0; r < Scores::ROWS; ++r) {
+                if (t == 0) p[r] = as_operand(narrow(weights.tile[r][s]));
+                out.tile[r][t] = multiply(values[now], p[r], out.tile[r][t]);
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
 // Moves keys from memory to LDS through registers, 16 bytes a thread and access: `fetch` starts the loads, `store`
-// writes what they brought. Rows past the last key, and columns past the head's, become zeros.
+// writes what they brought. Columns past the head's become zeros.
 //
 // In LDS a row is followed by 16 bytes of nothing: so the rows that a wave reads at once lie in different banks.
 #pragma once
@@ -7,7 +7,6 @@
 #include "flash_place.h"
 
 using Eight = scalar __attribute__((ext_vector_type(8)));
-using Four = scalar __attribute__((ext_vector_type(4)));
 
 constexpr int PAD = 8;  // elements
 
@@ -22,35 +21,49 @@ struct OffsetOf<true> {
 };
 using Offset = OffsetOf<WIDE>::type;
 
-// Elements column .. column + 7 of a row of DIM, zeros from there on.
-template <int DIM>
-__device__ inline Eight load_eight(const scalar* row, int column) {
-    if constexpr (VECTOR == 8) {
-        return column < DIM ? *reinterpret_cast<const Eight*>(row + column) : Eight(0);
+template <int N>
+using Part = scalar __attribute__((ext_vector_type(N)));
+
+// Elements column .. column + N - 1 of a row of DIM, zeros from there on; `at` is where the first is.
+template <int DIM, int N>
+__device__ inline Part<N> load_part(const scalar* at, int column) {
+    constexpr int MOVED = VECTOR < N ? VECTOR : N;
+    if constexpr (MOVED == N) {
+        return column < DIM ? *reinterpret_cast<const Part<N>*>(at) : Part<N>(0);
     } else {
-        using Part = scalar __attribute__((ext_vector_type(VECTOR)));
-        Eight x = Eight(0);
+        Part<N> x = Part<N>(0);
 #pragma unroll
-        for (int piece = 0; piece < 8; piece += VECTOR)
+        for (int piece = 0; piece < N; piece += MOVED)
             if (column + piece < DIM) {
-                const Part part = *reinterpret_cast<const Part*>(row + column + piece);
+                const Part<MOVED> part = *reinterpret_cast<const Part<MOVED>*>(at + piece);
 #pragma unroll
-                for (int e = 0; e < VECTOR; ++e) x[piece + e] = part[e];
+                for (int e = 0; e < MOVED; ++e) x[piece + e] = part[e];
             }
         return x;
     }
 }
-
 template <int DIM>
+__device__ inline Eight load_eight(const scalar* row, int column) {
+    return load_part<DIM, 8>(row + column, column);
+}
+
+// The last row stands for those past it: what comes of these is hidden.
+template <int DIM, int COLUMNS>
 struct Source {
     const scalar* base;
     i64 stride;
     int rows;
 
-    __device__ Eight load(int first, int row, int column) const {
-        if (first + row >= rows) return Eight(0);
-        const scalar* tile = base + first * stride;  // the same for all threads
-        return load_eight<DIM>(tile + static_cast<Offset>(row) * static_cast<Offset>(stride), column);
+    __device__ bool ends_in(int first) const { return first + BLOCK_N > rows; }
+
+    // Of row first + step + row, where only `row` is a thread's own; ENDS: it may be past the last.
+    template <int N, bool ENDS>
+    __device__ Part<N> load(int first, int step, int row, int column) const {
+        if constexpr (ENDS) row = min(step + row, rows - 1 - first), step = 0;
+        const char* tile = reinterpret_cast<const char*>(common_address(base + (first + step) * stride));
+        const Offset offset = static_cast<Offset>(row) * static_cast<Offset>(stride) + static_cast<Offset>(column);
+        const Offset bytes = own_offset(offset * static_cast<Offset>(sizeof(scalar)), first);
+        return load_part<DIM, N>(reinterpret_cast<const scalar*>(tile + bytes), DIM == COLUMNS ? 0 : column);
     }
 };
 
@@ -71,8 +84,13 @@ __device__ inline bool clean_lds(scalar* lds) {
     return found;
 }
 
+// Where a row lies among the rows in LDS.
+struct InOrder {
+    __device__ static int place(int row) { return row; }
+};
+
 // Rows as they are: [BLOCK_N][COLUMNS + PAD].
-template <int DIM, int COLUMNS>
+template <int DIM, int COLUMNS, class Order = InOrder>
 struct RowTile {
     static constexpr int ROW = COLUMNS + PAD;
     static constexpr int BYTES = BLOCK_N * ROW * sizeof(scalar);
@@ -81,14 +99,17 @@ struct RowTile {
         : source{base, stride, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int first) {
-#pragma unroll
-        for (int i = 0; i < EACH; ++i)
-            if (mine(i)) held[i] = source.load(first, row(i), column(i));
+        if (source.ends_in(first)) {
+            fetch_rows<true>(first);
+            asm volatile("" ::: "memory");  // or the loads below would be made one with these, with an address a lane
+        } else {
+            fetch_rows<false>(first);
+        }
     }
     __device__ void store(int) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
-            if (mine(i)) *reinterpret_cast<Eight*>(lds + row(i) * ROW + column(i)) = held[i];
+            if (mine(i)) *reinterpret_cast<Eight*>(lds + Order::place(row(i)) * ROW + column(i)) = held[i];
     }
     __device__ void arrive() const {}
 
@@ -98,19 +119,31 @@ struct RowTile {
 
 private:
     static constexpr int PIECES = COLUMNS / 8, ALL = BLOCK_N * PIECES, EACH = (ALL + THREADS - 1) / THREADS;
-    Source<DIM> source;
+    Source<DIM, COLUMNS> source;
     scalar* lds;
     Eight held[EACH];
 
+    // Where a thread's pieces lie in one column, that is known without division.
+    static constexpr bool ALIGNED = THREADS % PIECES == 0;
+
+    template <bool ENDS>
+    __device__ void fetch_rows(int first) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            if (mine(i)) held[i] = source.template load<8, ENDS>(first, step(i), row(i) - step(i), column(i));
+    }
     __device__ static bool mine(int i) { return ALL % THREADS == 0 || i * THREADS + threadIdx.x < ALL; }
-    __device__ static int row(int i) { return (i * THREADS + threadIdx.x) / PIECES; }
-    __device__ static int column(int i) { return (i * THREADS + threadIdx.x) % PIECES * 8; }
+    __device__ static int step(int i) { return ALIGNED ? i * (THREADS / PIECES) : 0; }
+    __device__ static int row(int i) {
+        return ALIGNED ? step(i) + threadIdx.x / PIECES : (i * THREADS + threadIdx.x) / PIECES;
+    }
+    __device__ static int column(int i) { return (ALIGNED ? threadIdx.x : i * THREADS + threadIdx.x) % PIECES * 8; }
 };
 
-// Columns for rows: [COLUMNS][BLOCK_N + PAD]. A thread turns 4 keys x 8 columns around in registers. Groups of 4 keys
-// are put in the order in which a lane holds them in its scores: `GROUPS` lanes share a row, and lane g of them holds
-// groups g and GROUPS + g of each 2 * GROUPS; here they lie side by side.
-template <int DIM, int COLUMNS, int GROUPS>
+// Columns for rows: [COLUMNS][BLOCK_N + PAD]. A thread turns 4 keys x WIDTH columns around in registers. Groups of 4
+// keys are put in the order in which a lane holds them in its scores: `GROUPS` lanes share a row, and lane g of them
+// holds groups g and GROUPS + g of each 2 * GROUPS; here they lie side by side.
+template <int DIM, int COLUMNS, int GROUPS, int WIDTH = 8, class Order = InOrder>
 struct ColumnTile {
     static constexpr int ROW = BLOCK_N + PAD;
     static constexpr int BYTES = COLUMNS * ROW * sizeof(scalar);
@@ -120,21 +153,22 @@ struct ColumnTile {
         : source{base, stride, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int first) {
-#pragma unroll
-        for (int i = 0; i < EACH; ++i)
-            if (mine(i))
-#pragma unroll
-                for (int key = 0; key < 4; ++key) held[i][key] = source.load(first, quad(i) * 4 + key, column(i));
+        if (source.ends_in(first)) {
+            fetch_rows<true>(first);
+            asm volatile("" ::: "memory");  // or the loads below would be made one with these, with an address a lane
+        } else {
+            fetch_rows<false>(first);
+        }
     }
     __device__ void store(int) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             if (!mine(i)) continue;
-            scalar* at = lds + column(i) * ROW + place(quad(i)) * 4;
+            scalar* at = lds + place(quad(i)) * 4;
 #pragma unroll
-            for (int e = 0; e < 8; ++e)
-                *reinterpret_cast<Four*>(at + e * ROW) =
-                    Four{held[i][0][e], held[i][1][e], held[i][2][e], held[i][3][e]};
+            for (int e = 0; e < WIDTH; ++e)
+                *reinterpret_cast<Pair*>(at + Order::place(column(i) + e) * ROW) =
+                    Pair{both(held[i][0], held[i][1], e), both(held[i][2], held[i][3], e)};
         }
     }
     __device__ void arrive() const {}
@@ -146,14 +180,31 @@ struct ColumnTile {
     __device__ bool clean() { return clean_lds<COLUMNS, BLOCK_N>(lds); }
 
 private:
-    static constexpr int QUADS = BLOCK_N / 4, ALL = QUADS * (COLUMNS / 8), EACH = (ALL + THREADS - 1) / THREADS;
-    Source<DIM> source;
+    static constexpr int QUADS = BLOCK_N / 4, ALL = QUADS * (COLUMNS / WIDTH), EACH = (ALL + THREADS - 1) / THREADS;
+    static_assert(THREADS % QUADS == 0, "a thread's pieces lie in the same rows");
+    Source<DIM, COLUMNS> source;
     scalar* lds;
-    Eight held[EACH][4];
+    Part<WIDTH> held[EACH][4];
 
+    template <bool ENDS>
+    __device__ void fetch_rows(int first) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            if (mine(i))
+#pragma unroll
+                for (int key = 0; key < 4; ++key)
+                    held[i][key] = source.template load<WIDTH, ENDS>(first, key, quad(i) * 4, column(i));
+    }
+    // Element e of two rows.
+    using Pair = unsigned __attribute__((ext_vector_type(2)));
+    __device__ static unsigned both(Part<WIDTH> first, Part<WIDTH> second, int e) {
+        using Words = unsigned __attribute__((ext_vector_type(WIDTH / 2)));
+        const unsigned low = __builtin_bit_cast(Words, first)[e / 2], high = __builtin_bit_cast(Words, second)[e / 2];
+        return __builtin_amdgcn_perm(high, low, e % 2 ? 0x07060302 : 0x05040100);
+    }
     __device__ static bool mine(int i) { return ALL % THREADS == 0 || i * THREADS + threadIdx.x < ALL; }
-    __device__ static int quad(int i) { return (i * THREADS + threadIdx.x) % QUADS; }
-    __device__ static int column(int i) { return (i * THREADS + threadIdx.x) / QUADS * 8; }
+    __device__ static int quad(int) { return threadIdx.x % QUADS; }
+    __device__ static int column(int i) { return (i * (THREADS / QUADS) + threadIdx.x / QUADS) * WIDTH; }
     __device__ static int place(int quad) {
         return quad / (2 * GROUPS) * (2 * GROUPS) + quad % GROUPS * 2 + quad / GROUPS % 2;
     }

@@ -1,0 +1,49 @@
+// What AMD's compiler cannot know and is told by inline assembly of no instructions. None of it changes what is computed.
+#pragma once
+
+#if defined(__AMDGCN__) && !defined(SIM_ARCH)
+#define HINT(...) asm(__VA_ARGS__)
+#define HINT_HERE(...) asm volatile(__VA_ARGS__)
+template <class T>
+using Global = const __attribute__((address_space(1))) T*;
+#else
+#define HINT(...)
+#define HINT_HERE(...)
+template <class T>
+using Global = const T*;
+#endif
+
+// An address that is the same for all threads, kept apart from what a thread adds to it: the sum of the two takes
+// registers of each lane, and instructions to advance it.
+template <class T>
+__device__ inline const T* common_address(const T* at) {
+    Global<T> global = (Global<T>)at;
+    HINT("" : "+s"(global));
+    return (const T*)global;
+}
+
+// What a thread adds to a common address. Widened outside the loop over tiles, it would not be known to be 32 bits wide.
+template <class Offset>
+__device__ inline Offset own_offset(Offset bytes, [[maybe_unused]] int tile) {
+    HINT("" : "+v"(bytes) : "s"(tile));
+    return bytes;
+}
+
+// A number that the compiler does not know.
+__device__ inline float unknown(float x) {
+    HINT("" : "+s"(x));
+    return x;
+}
+
+// The result is there from here on, and its operands are not needed any more.
+template <class T>
+__device__ inline void finish(T& x) {
+    HINT_HERE("" : "+v"(x));
+}
+
+// What stands before is done before what stands after: loads of the next do not take registers yet.
+__device__ inline void keep_order() {
+#if defined(__AMDGCN__)
+    __builtin_amdgcn_sched_barrier(0);
+#endif
+}
