@@ -15,7 +15,9 @@ extern "C" __global__ __launch_bounds__(BLOCK) void causal_mask_kernel(const Cau
     const Share share = share_rows(p.row_shift, p.blocks_per_row);
     for (i64 row = share.row; row < p.rows; row += share.row_step) {
         scalar* scores = static_cast<scalar*>(p.scores) + row * p.stride;
-        const i64 after = row % p.seq_q + p.seq_k - p.seq_q + 1;
+        // A remainder of 64 bits takes longer than writing the row.
+        const i64 query = p.rows >> 32 ? row % p.seq_q : static_cast<unsigned>(row) % static_cast<unsigned>(p.seq_q);
+        const i64 after = query + p.seq_k - p.seq_q + 1;
         const i64 first = after > 0 ? after : 0;
         const i64 aligned = first - first % VECTOR;
         for (i64 column = aligned + share.column; column < p.seq_k; column += share.column_step) {

@@ -97,7 +97,7 @@ def _nvidia(head_dim: int, value_dim: int) -> Tiles:
 
 def _hopper(head_dim: int, value_dim: int) -> Tiles:
     largest = max(head_dim, value_dim)
-    waves = 4 if 64 < largest <= 128 else 8
+    waves = 4 if largest <= 128 else 8
     lds = 2 * (2 * 64 * (_up(head_dim, 64) + _up(value_dim, 64)) + waves * 16 * _up(head_dim, 64))
     return Tiles("mma_hopper.h", waves, 16, 64, lds, 4 if largest <= 64 else 2)
 
