@@ -1,4 +1,4 @@
-// What AMD's compiler cannot know and is told by inline assembly of no instructions. None of it changes what is computed.
+// What AMD's compiler cannot know and is told by inline assembly of no instructions. None of it changes a result.
 #pragma once
 
 #if defined(__AMDGCN__) && !defined(SIM_ARCH)
@@ -22,7 +22,7 @@ __device__ inline const T* common_address(const T* at) {
     return (const T*)global;
 }
 
-// What a thread adds to a common address. Widened outside the loop over tiles, it would not be known to be 32 bits wide.
+// What a thread adds to a common address. Widened outside the loop over tiles, it is not known to be of 32 bits.
 template <class Offset>
 __device__ inline Offset own_offset(Offset bytes, [[maybe_unused]] int tile) {
     HINT("" : "+v"(bytes) : "s"(tile));

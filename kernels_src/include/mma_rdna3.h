@@ -8,8 +8,9 @@
 #include "tile_rows.h"
 
 using Fragment = scalar __attribute__((ext_vector_type(16)));
-constexpr int LARGEST_HELD = 128;  // head_dim: that of queries in registers
 using Accumulator = float __attribute__((ext_vector_type(8)));
+
+constexpr int LARGEST_HELD = 128;  // head_dim: that of queries in registers
 
 __device__ inline Fragment join(Eight low, Eight high) {
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

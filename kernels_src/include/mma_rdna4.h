@@ -8,8 +8,9 @@
 #include "tile_rows.h"
 
 using Fragment = Eight;
-constexpr int LARGEST_HELD = 192;  // head_dim: that of queries in registers
 using Accumulator = float __attribute__((ext_vector_type(8)));
+
+constexpr int LARGEST_HELD = 192;  // head_dim: that of queries in registers
 
 // An operand of which `eight` gives the elements from k on.
 template <class F>

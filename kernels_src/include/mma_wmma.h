@@ -5,8 +5,8 @@
 // holds 8 neighbours: 8 (L / 16) + e of query L % 16.
 #pragma once
 
-constexpr int M = 16;     // rows, columns and depth of a product
-constexpr int HELD = 8;   // elements of an accumulator in a lane
+constexpr int M = 16;    // rows, columns and depth of a product
+constexpr int HELD = 8;  // elements of an accumulator in a lane
 constexpr int QK_COLUMNS = (HEAD_DIM + M - 1) / M * M, V_COLUMNS = (VALUE_DIM + M - 1) / M * M;
 static_assert(WAVE_ROWS % M == 0 && BLOCK_N % M == 0);
 
@@ -49,7 +49,7 @@ using KTile = RowTile<HEAD_DIM, QK_COLUMNS, RowOrder>;
 // Keys in their order. Fewer columns a thread where there are more threads than work.
 using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, 1, (V_COLUMNS * BLOCK_N > 16 * THREADS ? 8 : 4), RowOrder>;
 
-// The wave's rows of q, as operands: in registers where there are enough, else in LDS, where a lane finds what it wrote.
+// The wave's rows of q, as operands: in registers if there are enough, else in LDS, where a lane finds what it wrote.
 struct Queries {
     static constexpr int STEPS = QK_COLUMNS / M, ROW = QK_COLUMNS + PAD;
     static constexpr bool IN_LDS = HEAD_DIM > LARGEST_HELD;
