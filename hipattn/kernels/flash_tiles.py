@@ -13,7 +13,6 @@ __all__ = ["FLAG_BYTES", "Tiles", "choose"]
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
 _NO_MATRICES = tuple(arch for arch in ARCHS if arch.startswith(("gfx90", "gfx10")) and arch not in ("gfx908", "gfx90a"))
-_FMA_REGISTERS = 244  # of a lane, which has 255 or more
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 _RDNA3 = ("gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153")
 _RDNA4 = ("gfx1200", "gfx1201")
@@ -107,6 +106,8 @@ def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     lanes, limit, nvidia = wave_size(arch), lds_limit(arch), arch in NVIDIA_ARCHS
     enough = 8 if nvidia else 4  # waves of a compute unit
     taken = 1040 if nvidia else 16  # bytes a block beside what it asks for
+    # Of a lane, by the count below: what compilers were seen to hold without spilling, of 255 or more.
+    most_registers = 176 if lanes == 32 and not nvidia else 244
     k_row, v_row = _up(head_dim, 4), _up(value_dim, 32)
     k_row += 0 if k_row % 8 else 4
     best, found = None, (0, 0.0)
@@ -116,8 +117,8 @@ def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
         lds = 4 * (block_n * (k_row + v_row) + block_m * (k_row + strip + 8))
         # Scores, sums, maximum and sum of a row; four elements of each row and key; what is on its way to LDS.
         registers = rows * (keys + columns + 2) + 4 * (rows + keys)
-        registers += 0 if nvidia else block_n * (k_row + v_row) // (waves * lanes)
-        if block_n % strip or lds + FLAG_BYTES > limit or registers > _FMA_REGISTERS:
+        registers += 0 if nvidia else block_n * max(k_row, v_row) // (waves * lanes)
+        if block_n % strip or lds + FLAG_BYTES > limit or registers > most_registers:
             continue
         resident = min((limit + taken) // (lds + taken) * waves, enough)
         reads = head_dim * (1 / rows + 1 / keys) + value_dim * (1 / rows + 1 / columns)

@@ -63,7 +63,9 @@ __device__ inline void store_piece(const Piece& piece, float* lds, float sign = 
 // addresses only the first depends on the thread. SIDE threads share a row.
 template <int COUNT, int COLUMNS>
 struct Pieces {
-    static constexpr int ROW = COLUMNS / 4, SIDE = ROW > 16 ? 32 : ROW > 8 ? 16 : ROW > 4 ? 8 : ROW > 2 ? 4 : ROW;
+    // A power of two: one that divides the row and still covers 64 bytes, or else some threads have nothing to do.
+    static constexpr int ROW = COLUMNS / 4, POWER = ROW & -ROW, WHOLE = POWER < 32 ? POWER : 32;
+    static constexpr int SIDE = WHOLE >= 4 ? WHOLE : ROW > 16 ? 32 : ROW > 8 ? 16 : ROW > 4 ? 8 : ROW > 2 ? 4 : ROW;
     static constexpr int DOWN = THREADS / SIDE, ACROSS = (ROW + SIDE - 1) / SIDE;
     static constexpr int EACH = (COUNT + DOWN - 1) / DOWN * ACROSS;
     static_assert((DOWN & (DOWN - 1)) == 0, "see FloatTile::store");
