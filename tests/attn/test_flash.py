@@ -16,7 +16,7 @@ from hipattn.attn import reference
 from hipattn.kernels import flash_fwd
 from hipattn.runtime import bindings
 from tests.helpers.features import FEATURES, Sizes
-from tests.helpers.flash import check_flash, flash, skip_unless_served
+from tests.helpers.flash import Expected, check_flash, flash, skip_unless_served
 from tests.helpers.inputs import qkv, upload
 from tests.helpers.mismatch import assert_close
 from tests.helpers.padded import same_bits
@@ -80,11 +80,11 @@ def lengths_of(number: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("number", range(len(COMBINATIONS)))
-def test_options_together(stream: Stream, number: int) -> None:
+def test_options_together(number: int) -> None:
+    """On all devices, against one reference, which takes the longest."""
     row = COMBINATIONS[number]
     heads_q, heads_kv = row["heads"]
     dtype = row["dtype"]
-    skip_unless_served(stream, dtype, row["head_dim"], row["value_dim"])
     for seq_q, seq_k in lengths_of(number):
         q, k, v = qkv(1, seq_q, seq_k, heads_q, heads_kv, row["head_dim"], row["value_dim"], dtype, seed=number)
         options: dict[str, Any] = {}
@@ -93,7 +93,11 @@ def test_options_together(stream: Stream, number: int) -> None:
                 options |= FEATURES[row[name]](Sizes(1, heads_q, seq_q, seq_k, dtype))
         if row["layout"] == "bhsd":
             q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
-        check_flash(stream, q, k, v, lse=row["lse"], layout=row["layout"], **options)
+        options["layout"] = row["layout"]
+        expected = Expected.of(q, k, v, **options)
+        for index in range(Device.count()):
+            with Stream(Device(index)) as stream:
+                check_flash(stream, q, k, v, expected=expected, return_lse=row["lse"], **options)
 
 
 @pytest.mark.grid
@@ -107,17 +111,18 @@ def test_flash_attention_s_grid(
 ) -> None:
     """By flash-attention's own rule: an error of twice the low-precision formula's, and 1e-5."""
     q, k, v = qkv(2, *lengths, *heads, head_dim, dtype=dtype)
-    expected = reference.attention(q, k, v, causal=causal)
+    expected, lse = reference.attention(q, k, v, causal=causal, return_lse=True)
     low = reference.attention(q, k, v, causal=causal, dtype=dtype).astype(np.float64)
-    check_flash(stream, q, k, v, causal=causal, bound=2 * float(np.abs(low - expected).max()) + 1e-5)
+    bound = 2 * float(np.abs(low - expected).max()) + 1e-5
+    check_flash(stream, q, k, v, causal=causal, expected=Expected(expected, lse, bound))
 
 
 # ---- sizes, layouts, memory ----
 
 
 @pytest.mark.parametrize("dims", [(1, 1), (3, 5), (17, 130), (130, 17), (256, 8), (64, 256)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_head_sizes(stream: Stream, dtype: np.dtype, dims: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_any_head_sizes(stream: Stream, dtype: Any, dims: tuple[int, int]) -> None:
     q, k, v = qkv(2, 33, 70, 4, 2, *dims, dtype)
     check_flash(stream, q, k, v, causal=True)
 
@@ -147,8 +152,8 @@ def test_any_heads(stream: Stream, heads: tuple[int, int]) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_empty(stream: Stream, dtype: np.dtype, sizes: dict[str, int]) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_empty(stream: Stream, dtype: Any, sizes: dict[str, int]) -> None:
     at = {"batch": 2, "seq_q": 5, "seq_k": 7, "heads_q": 4, "heads_kv": 2} | sizes
     q, k, v = qkv(**at, head_dim=40, dtype=dtype)
     check_flash(stream, q, k, v, causal=True)
@@ -179,9 +184,9 @@ def test_the_output_beside_the_inputs_in_one_tensor(stream: Stream) -> None:
     assert same_bits(now[..., :3, :], packed[..., :3, :])
 
 
-@pytest.mark.parametrize("before", [0, 1, 3])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_at_any_alignment_and_distance(stream: Stream, dtype: np.dtype, before: int) -> None:
+@pytest.mark.parametrize("before", [0, 1, 2, 6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_at_any_alignment_and_distance(stream: Stream, dtype: Any, before: int) -> None:
     arrays = qkv(2, 33, 50, 4, 2, 32, 24, dtype)
     skip_unless_served(stream, dtype, 32, 24)
     views = []
@@ -308,13 +313,17 @@ def test_one_visible_key_gives_its_value(stream: Stream, dtype: np.dtype) -> Non
     seen = np.random.default_rng(0).integers(0, 150, (2, 2, 70))
     mask = np.arange(150) == seen[..., None]
     out, _ = flash(stream, q, k, v, mask=mask)
-    for b, h, i in np.ndindex(*seen.shape):
-        assert same_bits(out[b, i, h], v[b, seen[b, h, i], h])
+    expected = np.stack([[v[b, seen[b, h], h] for h in range(2)] for b in range(2)]).swapaxes(1, 2)
+    # In float32 the weight is 1 within a rounding or two of the exponential.
+    assert_close(out, expected, rtol=2.0**-21 if dtype == np.float32 else 0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("how", ["mask", "bias", "causal", "window", "mask_mod", "score_mod"])
-def test_queries_without_a_key_give_zero(stream: Stream, dtype: np.dtype, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [(how, np.float16) for how in ("mask", "bias", "causal", "window", "mask_mod", "score_mod")]
+    + [("causal", np.float32)],
+)
+def test_queries_without_a_key_give_zero(stream: Stream, dtype: Any, how: str) -> None:
     q, k, v = qkv(2, 150, 60, 2, 2, 32, dtype=dtype)
     skip_unless_served(stream, dtype, 32)
     hidden = np.arange(150) < 90  # as with causal
@@ -386,7 +395,7 @@ def test_nan_and_inf_reach_the_rows_that_see_them(
 features = st.lists(st.sampled_from([name for name in FEATURES if name != "all"]), max_size=4, unique=True)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     features=features,
     lengths=st.tuples(st.integers(1, 140), st.integers(1, 140)),

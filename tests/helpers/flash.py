@@ -5,6 +5,7 @@ The devices are those of `HIPATTN_CPU_ARCH` on the cpu platform, otherwise this 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.helpers.inputs import Array, upload
 from tests.helpers.mismatch import assert_close
 from tests.helpers.tolerance import attention_bound
 
-__all__ = ["check_flash", "flash", "skip_unless_served"]
+__all__ = ["Expected", "check_flash", "flash", "skip_unless_served"]
 
 
 def skip_unless_served(stream: Stream, dtype: Any, head_dim: int, value_dim: int | None = None) -> None:
@@ -48,16 +49,37 @@ def flash(
     return out.numpy(), lse
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What float64 gives, and how far the output may be from it."""
+
+    out: Array
+    lse: Array
+    bound: float
+
+    @classmethod
+    def of(cls, q: Array, k: Array, v: Array, **options: Any) -> Expected:
+        """Compute it; options are those of `hipattn.attention`."""
+        plain = of_reference(options)
+        out, lse = reference.attention(q, k, v, return_lse=True, **plain)
+        return cls(out, lse, attention_bound(q, k, v, expected=out, **plain))
+
+
 def check_flash(
-    stream: Stream, q: Array, k: Array, v: Array, *, bound: float | None = None, lse: bool = True, **options: Any
+    stream: Stream,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    expected: Expected | None = None,
+    return_lse: bool = True,
+    **options: Any,
 ) -> None:
-    """Compare the fused kernel's output and LSE with float64, both within the project's tolerance."""
+    """Compare the fused kernel's output and LSE with float64, by default within the project's tolerance."""
     skip_unless_served(stream, q.dtype, q.shape[3], v.shape[3])
-    out, log_sum = flash(stream, q, k, v, return_lse=lse, **options)
-    plain = of_reference(options)
-    expected, expected_lse = reference.attention(q, k, v, return_lse=True, **plain)
-    if bound is None:
-        bound = attention_bound(q, k, v, expected=expected, **plain)
-    assert_close(out, expected, atol=bound, name="out")
-    if log_sum is not None:
-        assert_close(log_sum, expected_lse, atol=1e-5, rtol=1e-5, name="lse")
+    out, lse = flash(stream, q, k, v, return_lse=return_lse, **options)
+    expected = expected or Expected.of(q, k, v, **options)
+    where = f" on {stream.device.arch}"
+    assert_close(out, expected.out, atol=expected.bound, name=f"out{where}")
+    if lse is not None:
+        assert_close(lse, expected.lse, atol=1e-5, rtol=1e-5, name=f"lse{where}")
