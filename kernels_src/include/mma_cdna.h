@@ -20,6 +20,18 @@ static_assert(WAVE_SIZE == 64 && (M == 32 || M == 16) && WAVE_ROWS % M == 0 && B
 
 using Accumulator = float __attribute__((ext_vector_type(HELD)));
 
+// Matrix instructions that a product over STEP elements takes.
+#if defined(__gfx950__)
+constexpr int PRODUCTS = 1;
+#elif defined(__gfx908__)
+constexpr int PRODUCTS = same<scalar, f16> ? 2 : 4;
+#else
+constexpr int PRODUCTS = 2;
+#endif
+#ifndef READS_AHEAD
+#define READS_AHEAD 4
+#endif
+
 // c + a b over STEP elements. A template, so that only the branch that is taken is looked at.
 template <int M, class Operand, class Accumulator>
 __device__ inline Accumulator multiply(Operand a, Operand b, Accumulator c) {
@@ -121,7 +133,9 @@ struct Output : Accumulators<V_COLUMNS / M> {
 };
 
 using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
-using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, GROUPS>;
+// Narrow pieces where that gives more threads a part.
+constexpr int V_WIDTH = BLOCK_N / 4 * (V_COLUMNS / 8) >= THREADS ? 8 : 4;
+using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, GROUPS, V_WIDTH>;
 
 struct Queries {
     static constexpr int BYTES = 0, STEPS = QK_COLUMNS / STEP;
@@ -141,6 +155,21 @@ struct Queries {
     }
 };
 
+// Asks the compiler to keep AHEAD of READS reads from LDS on their way while it multiplies, MULTIPLIES with each.
+template <int READS, int MULTIPLIES, int AHEAD>
+__device__ inline void read_ahead() {
+#if defined(__AMDGCN__)
+    constexpr int MATRIX = 0x8, LDS_READ = 0x100, FIRST = AHEAD < READS ? AHEAD : READS;
+    __builtin_amdgcn_sched_group_barrier(LDS_READ, FIRST, 0);
+#pragma unroll
+    for (int i = FIRST; i < READS; ++i) {
+        __builtin_amdgcn_sched_group_barrier(MATRIX, MULTIPLIES, 0);
+        __builtin_amdgcn_sched_group_barrier(LDS_READ, 1, 0);
+    }
+    __builtin_amdgcn_sched_group_barrier(MATRIX, FIRST * MULTIPLIES, 0);
+#endif
+}
+
 __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
     scores.clear();
 #pragma unroll
@@ -151,6 +180,7 @@ __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile
 #pragma unroll
             for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply<M>(keys, q.at[r][s], scores.tile[r][t]);
         }
+    read_ahead<BLOCK_N / M * Queries::STEPS, Scores::ROWS * PRODUCTS, READS_AHEAD>();
 }
 
 __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
