@@ -11,10 +11,18 @@
 //     Queries             the wave's rows of q, for the products
 //     multiply_qk, _pv    the products, or, with ASYNCHRONOUS_PRODUCTS, begin_qk, _pv and settle, which waits for them
 //     row_max, row_sum    over the lanes that share a row, of which one leads_row()
+//     OVERLAPPED_PRODUCTS if the walk is to have scores and weights computed side by side, in the order of order_tile()
+//     WEIGHT_SCALE        what the second product has its weights multiplied by; 1 if not defined
 #ifdef ASYNCHRONOUS_PRODUCTS
 #include "flash_walk_ahead.h"
+#elif defined(OVERLAPPED_PRODUCTS)
+#include "flash_walk_overlap.h"
 #else
 #include "flash_walk.h"
+#endif
+
+#ifndef WEIGHT_SCALE
+#define WEIGHT_SCALE 1.0f
 #endif
 
 constexpr float LN_2 = 0.69314718055994530942f;
@@ -25,7 +33,7 @@ __device__ inline void write(const FlashFwdParams& p, const Place& place, Output
     for (int r = 0; r < Scores::ROWS; ++r) {
         const int row = place.first_row + wave_index() * WAVE_ROWS + Scores::row(r);
         const float total = row_sum(state.total[r]);
-        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+        const float inverse = total == 0.0f ? 0.0f : 1.0f / (total * WEIGHT_SCALE);
         if (row >= place.seq_q) continue;
         scalar* at = place.out + row * p.out_row;
 #pragma unroll

@@ -68,12 +68,31 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
 
 
 def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
-    rows = 32
-    block_n = 64 if max(head_dim, value_dim) <= 128 else 32
-    step = 512 // rows
-    k_row, v_columns = _up(head_dim, step) + _PAD, _up(value_dim, rows)
+    largest = max(head_dim, value_dim)
+    block_n, min_waves, overlapped = 32, 1, False
+    if largest <= 64:
+        block_n, min_waves = 64 if arch in ("gfx942", "gfx950") else 32, 2
+    elif largest <= 128:
+        block_n, min_waves = 64 if arch == "gfx950" else 32, 2
+        overlapped = arch == "gfx942"
+    return _cdna_tiles(arch, head_dim, value_dim, 4, 32, block_n, 32, min_waves, overlapped)
+
+
+def _cdna_tiles(
+    arch: str,
+    head_dim: int,
+    value_dim: int,
+    waves: int,
+    wave_rows: int,
+    block_n: int,
+    matrix_rows: int,
+    min_waves: int,
+    overlapped: bool,
+) -> Tiles:
+    k_row, v_columns = _up(head_dim, 512 // matrix_rows) + _PAD, _up(value_dim, matrix_rows)
     lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD))
-    return Tiles("mma_cdna.h", 4, 32, block_n, lds, 2 if max(head_dim, value_dim) <= 128 else 1, rows)
+    layer = "mma_cdna_overlap.h" if overlapped else "mma_cdna.h"
+    return Tiles(layer, waves, wave_rows, block_n, lds, min_waves, matrix_rows)
 
 
 def _rdna(arch: str, head_dim: int, value_dim: int) -> Tiles:

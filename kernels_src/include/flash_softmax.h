@@ -121,21 +121,29 @@ struct Block {
     bool careful;         // whether v is looked through for them
 };
 
+// Hides what a row does not see of a tile, and lets the maximum follow the rest.
+__device__ inline void follow(const Block& block, int tile, Scores& scores, Output& out, State& state) {
+    block.score.transform(scores, tile * BLOCK_N);
+    if (block.range.hides(tile)) block.score.hide(scores, tile * BLOCK_N);
+    raise(state, out, scores, block.score.unit);
+}
+
+// Adds what is not finite in v of a tile that hides keys, and takes it out of the v in LDS.
+__device__ inline void mend(Block& block, int tile, const Scores& scores, Output& out, const State& state) {
+    if (!block.careful || (!block.range.hides(tile) && !block.score.MAY_HIDE)) return;
+    if (block.v.clean()) block.nonfinite_tile = tile;
+    __syncthreads();
+    if (block.nonfinite_tile == tile) {
+        settle(out);
+        add_nonfinite(out, scores, state, block.score.unit,
+                      block.place.v + static_cast<i64>(tile) * BLOCK_N * block.p.v_row, block.p.v_row,
+                      min(BLOCK_N, block.place.seq_k - tile * BLOCK_N));
+    }
+}
+
 // From scores to weights. v of the tile is in LDS if the tile hides keys.
 __device__ inline void soften(Block& block, int tile, Scores& scores, Output& out, State& state) {
-    const Score& score = block.score;
-    score.transform(scores, tile * BLOCK_N);
-    const bool hides = block.range.hides(tile);
-    if (hides) score.hide(scores, tile * BLOCK_N);
-    raise(state, out, scores, score.unit);
-    if (block.careful && (hides || score.MAY_HIDE)) {
-        if (block.v.clean()) block.nonfinite_tile = tile;
-        __syncthreads();
-        if (block.nonfinite_tile == tile) {
-            settle(out);
-            add_nonfinite(out, scores, state, score.unit, block.place.v + static_cast<i64>(tile) * BLOCK_N * block.p.v_row,
-                          block.p.v_row, min(BLOCK_N, block.place.seq_k - tile * BLOCK_N));
-        }
-    }
-    weigh(scores, state, score.unit);
+    follow(block, tile, scores, out, state);
+    mend(block, tile, scores, out, state);
+    weigh(scores, state, block.score.unit);
 }

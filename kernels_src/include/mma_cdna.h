@@ -18,8 +18,25 @@ constexpr int HELD = M * M / 64;  // elements of an accumulator in a lane
 constexpr int QK_COLUMNS = (HEAD_DIM + STEP - 1) / STEP * STEP, V_COLUMNS = (VALUE_DIM + M - 1) / M * M;
 static_assert(WAVE_SIZE == 64 && (M == 32 || M == 16) && WAVE_ROWS % M == 0 && BLOCK_N % M == 0);
 
+// Weights in f16 are multiplied by this, for the sums' numerators: else the small ones of a long row would be below
+// f16's normal numbers, which gfx90a's products take for 0. They are 2^LAG at most. It costs nothing: there is one
+// instruction that multiplies and converts. Where one converts two, and small numbers are as good as others: 1.
+#if defined(__gfx950__)
+#define WEIGHT_SCALE 1.0f
+#else
+#define WEIGHT_SCALE (same<scalar, f16> ? 128.0f : 1.0f)
+#endif
+
 using Accumulator = float __attribute__((ext_vector_type(HELD)));
 
+// Matrix instructions that a product over STEP elements takes.
+#if defined(__gfx950__)
+constexpr int PRODUCTS = 1;
+#elif defined(__gfx908__)
+constexpr int PRODUCTS = same<scalar, f16> ? 2 : 4;
+#else
+constexpr int PRODUCTS = 2;
+#endif
 // c + a b over STEP elements. A template, so that only the branch that is taken is looked at.
 template <int M, class Operand, class Accumulator>
 __device__ inline Accumulator multiply(Operand a, Operand b, Accumulator c) {
@@ -121,7 +138,9 @@ struct Output : Accumulators<V_COLUMNS / M> {
 };
 
 using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
-using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, GROUPS>;
+// Narrow pieces where that gives more threads a part.
+constexpr int V_WIDTH = BLOCK_N / 4 * (V_COLUMNS / 8) >= THREADS ? 8 : 4;
+using VTile = ColumnTile<VALUE_DIM, V_COLUMNS, GROUPS, V_WIDTH>;
 
 struct Queries {
     static constexpr int BYTES = 0, STEPS = QK_COLUMNS / STEP;
@@ -141,6 +160,41 @@ struct Queries {
     }
 };
 
+// The order that the compiler is asked for, instruction by instruction: reads from LDS some products ahead, as their
+// answers take longer than one, and other arithmetic beside the products where there is some.
+#ifdef OVERLAPPED_PRODUCTS
+constexpr bool OVERLAPPED = true;
+#else
+constexpr bool OVERLAPPED = false;
+#endif
+constexpr int QK_READS = BLOCK_N / M * (QK_COLUMNS / STEP), PV_READS = BLOCK_N / STEP * (V_COLUMNS / M);
+constexpr int ARITHMETIC = 0x2, MATRIX = 0x8, LDS_READ = 0x100;
+
+template <int KIND, int COUNT>
+__device__ inline void then() {
+#if defined(__AMDGCN__)
+    if constexpr (COUNT != 0) __builtin_amdgcn_sched_group_barrier(KIND, COUNT, 0);
+#endif
+}
+template <int READS, int BESIDE>
+__device__ inline void then_multiply() {
+#pragma unroll
+    for (int i = 0; i < READS; ++i) {
+#pragma unroll
+        for (int n = 0; n < WAVE_ROWS / M * PRODUCTS; ++n) then<MATRIX, 1>(), then<ARITHMETIC, BESIDE>();
+        then<LDS_READ, 1>();
+    }
+}
+__device__ inline void order_qk() { then<LDS_READ, 4>(), then_multiply<QK_READS, 0>(); }
+__device__ inline void order_pv() {
+#if defined(__gfx950__)
+    if constexpr (V_COLUMNS > 64) then<LDS_READ, 4>(), then<ARITHMETIC, 32>(), then_multiply<PV_READS, 0>();
+#endif
+}
+__device__ inline void order_tile() {
+    then<LDS_READ, 8>(), then_multiply<QK_READS, 1>(), then_multiply<PV_READS, 0>();
+}
+
 __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
     scores.clear();
 #pragma unroll
@@ -151,6 +205,33 @@ __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile
 #pragma unroll
             for (int r = 0; r < Scores::ROWS; ++r) scores.tile[r][t] = multiply<M>(keys, q.at[r][s], scores.tile[r][t]);
         }
+    if constexpr (!OVERLAPPED) order_qk();
+}
+
+// Weights as operands, rounded to nearest even.
+__device__ inline Eight pack_weights(const float (&x)[8]) {
+    Eight packed;
+#if !defined(__gfx950__)
+    if constexpr (same<scalar, bf16>) {
+        // What the compiler makes of a conversion looks for NaN as well; a row with one becomes NaN through its sum.
+        using Words = unsigned __attribute__((ext_vector_type(4)));
+        Words words;
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+            unsigned bits[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const unsigned u = __builtin_bit_cast(unsigned, x[2 * w + e]);
+                bits[e] = u + 0x7fff + (u >> 16 & 1);
+            }
+            words[w] = __builtin_amdgcn_perm(bits[1], bits[0], 0x07060302);
+        }
+        return __builtin_bit_cast(Eight, words);
+    }
+#endif
+#pragma unroll
+    for (int e = 0; e < 8; ++e) packed[e] = static_cast<scalar>(x[e] * WEIGHT_SCALE);
+    return packed;
 }
 
 __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTile& v) {
@@ -158,9 +239,12 @@ __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTi
     for (int step = 0; step < BLOCK_N / STEP; ++step) {
         Eight p[Scores::ROWS];
 #pragma unroll
-        for (int r = 0; r < Scores::ROWS; ++r)
+        for (int r = 0; r < Scores::ROWS; ++r) {
+            float x[8];
 #pragma unroll
-            for (int e = 0; e < 8; ++e) p[r][e] = static_cast<scalar>(weights.get(r, step * 8 + e));
+            for (int e = 0; e < 8; ++e) x[e] = weights.get(r, step * 8 + e);
+            p[r] = pack_weights(x);
+        }
 #pragma unroll
         for (int t = 0; t < V_COLUMNS / M; ++t) {
             const Eight values = v.at(t * M + lane_column(), step * STEP + 8 * lane_group());
@@ -168,4 +252,5 @@ __device__ inline void multiply_pv(Output& out, const Scores& weights, const VTi
             for (int r = 0; r < Scores::ROWS; ++r) out.tile[r][t] = multiply<M>(values, p[r], out.tile[r][t]);
         }
     }
+    if constexpr (!OVERLAPPED) order_pv();
 }

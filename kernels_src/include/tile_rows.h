@@ -47,24 +47,66 @@ __device__ inline Eight load_eight(const scalar* row, int column) {
     return load_part<DIM, 8>(row + column, column);
 }
 
-// The last row stands for those past it: what comes of these is hidden.
+// What does not exist is read as zeros where the chip checks bounds itself. Elsewhere the last row stands for those
+// past it: what comes of these is hidden.
 template <int DIM, int COLUMNS>
 struct Source {
     const scalar* base;
     i64 stride;
     int rows;
 
-    __device__ bool ends_in(int first) const { return first + BLOCK_N > rows; }
+#if defined(__GFX9__)
+    static constexpr bool CHECKED = !WIDE;  // offsets have 32 bits
+#else
+    static constexpr bool CHECKED = false;
+#endif
+    __device__ bool ends_in(int first) const { return !CHECKED && first + BLOCK_N > rows; }
 
     // Of row first + step + row, where only `row` is a thread's own; ENDS: it may be past the last.
     template <int N, bool ENDS>
     __device__ Part<N> load(int first, int step, int row, int column) const {
+#if defined(__GFX9__)
+        if constexpr (CHECKED) return load_checked<N>(first, step + row, column);
+#endif
         if constexpr (ENDS) row = min(step + row, rows - 1 - first), step = 0;
         const char* tile = reinterpret_cast<const char*>(common_address(base + (first + step) * stride));
         const Offset offset = static_cast<Offset>(row) * static_cast<Offset>(stride) + static_cast<Offset>(column);
         const Offset bytes = own_offset(offset * static_cast<Offset>(sizeof(scalar)), first);
         return load_part<DIM, N>(reinterpret_cast<const scalar*>(tile + bytes), DIM == COLUMNS ? 0 : column);
     }
+
+private:
+#if defined(__GFX9__)
+    template <int N>
+    __device__ Part<N> load_checked(int first, int row, int column) const {
+        constexpr int MOVED = VECTOR < N ? VECTOR : N, FORMAT = 0x00020000;
+        constexpr unsigned OUTSIDE = 0x80000000;
+        const unsigned pitch = static_cast<unsigned>(stride) * sizeof(scalar);
+        const unsigned bytes = (min(rows - first, BLOCK_N) - 1) * pitch + DIM * sizeof(scalar);
+        const auto tile =
+            __builtin_amdgcn_make_buffer_rsrc(const_cast<scalar*>(base + first * stride), 0, bytes, FORMAT);
+        const unsigned offset = column < DIM ? row * pitch + column * sizeof(scalar) : OUTSIDE;
+        Part<N> x;
+#pragma unroll
+        for (int piece = 0; piece < N; piece += MOVED) {
+            const unsigned at = offset + piece * sizeof(scalar);
+            Part<MOVED> part;
+            if constexpr (MOVED == 8)
+                part = __builtin_bit_cast(Part<8>, __builtin_amdgcn_raw_buffer_load_b128(tile, at, 0, 0));
+            else if constexpr (MOVED == 4)
+                part = __builtin_bit_cast(Part<4>, __builtin_amdgcn_raw_buffer_load_b64(tile, at, 0, 0));
+            else if constexpr (MOVED == 2)
+                part = __builtin_bit_cast(Part<2>, __builtin_amdgcn_raw_buffer_load_b32(tile, at, 0, 0));
+            else
+                part[0] = __builtin_bit_cast(scalar, __builtin_amdgcn_raw_buffer_load_b16(tile, at, 0, 0));
+            // The next row follows this one.
+            if (DIM % N != 0 && column + piece >= DIM) part = Part<MOVED>(0);
+#pragma unroll
+            for (int e = 0; e < MOVED; ++e) x[piece + e] = part[e];
+        }
+        return x;
+    }
+#endif
 };
 
 // Replaces what is not finite by 0 in ROWS rows of COLUMNS elements, PAD apart; returns whether there was any among
