@@ -261,6 +261,35 @@ def test_transpose_and_reshape() -> None:
         turned.reshape(24)
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=4),
+    st.lists(st.integers(0, 3), max_size=2),
+)
+def test_broadcast_is_numpy_s(axes: list[tuple[int, bool]], new: list[int]) -> None:
+    array = numbers(*(1 if repeats else size for size, repeats in axes))
+    shape = (*new, *(size for size, _ in axes))
+    view = DeviceTensor.from_numpy(array).broadcast_to(shape)
+    np.testing.assert_array_equal(view.numpy(), np.broadcast_to(array, shape))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (3, 3), (1, 3), (5, 2, 4), ()])
+def test_what_does_not_broadcast_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match=r"shape \(2, 3\) cannot be broadcast to"):
+        DeviceTensor.from_numpy(numbers(2, 3)).broadcast_to(shape)
+
+
+def test_sharing_memory(stream: Stream) -> None:
+    tensor = DeviceTensor.from_numpy(numbers(4, 6), stream=stream)
+    foreign = [DeviceTensor.asarray(interface(x), stream=stream) for x in (tensor, DeviceTensor.from_numpy(numbers(3)))]
+    assert tensor.shares_memory(tensor[2:, ::2])
+    assert tensor.shares_memory(foreign[0])
+    assert not tensor.shares_memory(foreign[1])
+    assert not tensor[:2].shares_memory(tensor[2:])
+    assert not tensor[:, ::2].shares_memory(tensor[:, 1::2])
+    assert not foreign[0][:2].shares_memory(tensor[2:])
+    assert not tensor[:0].shares_memory(tensor)
+
+
 def test_repeated_elements() -> None:
     tensor = DeviceTensor.from_numpy(numbers(4))
     rows = DeviceTensor(tensor.buffer, (3, 4), FLOAT32, (0, 1))
