@@ -280,7 +280,8 @@ def test_what_does_not_broadcast_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_sharing_memory(stream: Stream) -> None:
     tensor = DeviceTensor.from_numpy(numbers(4, 6), stream=stream)
-    foreign = [DeviceTensor.asarray(interface(x), stream=stream) for x in (tensor, DeviceTensor.from_numpy(numbers(3)))]
+    other = DeviceTensor.from_numpy(numbers(3), stream=stream)
+    foreign = [DeviceTensor.asarray(interface(x), stream=stream) for x in (tensor, other)]
     assert tensor.shares_memory(tensor[2:, ::2])
     assert tensor.shares_memory(foreign[0])
     assert not tensor.shares_memory(foreign[1])

@@ -105,7 +105,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "window": {"window": (3, 0)},
     "alibi": {"alibi_slopes": np.ones(4, np.float32)},
     "bias": {"bias": np.zeros((4, 1, 4), np.float32)},
-    "score_mod": {"score_mod": ScoreMod("score * t[h]", t=np.ones(4, np.float32))},
+    "score_mod": {"score_mod": "score * t[h]"},
 }
 
 
@@ -120,6 +120,8 @@ def test_flash_outside_the_libraries(
     if refused:
         pytest.skip(refused)
     options = {n: upload(stream, x)[0] if isinstance(x, np.ndarray) else x for n, x in FEATURES[name].items()}
+    if "score_mod" in options:
+        options["score_mod"] = ScoreMod(options["score_mod"], t=upload(stream, np.ones(4, np.float32))[0])
     options |= {"out": poisoned(stream, q.shape, np.float16)} if given else {}
 
     def run() -> None:  # and free what it made, before the library is real again
