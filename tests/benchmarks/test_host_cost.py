@@ -114,7 +114,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 def test_flash_outside_the_libraries(
     benchmark: BenchmarkFixture, stream: Stream, monkeypatch: pytest.MonkeyPatch, name: str, given: bool
 ) -> None:
-    """A warm `attention` with library calls that do nothing: at most 15 µs, in front of an output or a new one."""
+    """A warm `attention` with library calls that do nothing, into a given output or a new one."""
     q, k, v = upload(stream, *qkv(batch=1, seq_q=4, dtype=np.float16))
     refused = flash_fwd.supports(stream.device, q.dtype, 40, 40)
     if refused:
