@@ -69,17 +69,18 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
 
 def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
     largest = max(head_dim, value_dim)
-    block_n, min_waves, overlapped = 32, 1, False
-    if largest <= 64:
-        block_n, min_waves = 64 if arch in ("gfx942", "gfx950") else 32, 2
-    elif largest <= 128:
-        block_n, min_waves = 64 if arch == "gfx950" else 32, 2
-        overlapped = arch == "gfx942"
-    return _cdna_tiles(arch, head_dim, value_dim, 4, 32, block_n, 32, min_waves, overlapped)
+    waves, rows, block_n, min_waves = 4, 32, 32, 2
+    if largest > 192:  # fewer queries a wave, or their sums would not fit its registers
+        waves, rows, min_waves = (8, 16, 2) if largest <= 256 and arch != "gfx908" else (4, 16, 1)
+    elif largest > 128 or (largest > 64 and arch == "gfx908"):
+        min_waves = 1
+    elif arch == "gfx950" or (arch == "gfx942" and largest <= 64):
+        block_n = 64
+    overlapped = arch == "gfx942" and 64 < largest <= 128
+    return _cdna_tiles(head_dim, value_dim, waves, rows, block_n, rows, min_waves, overlapped)
 
 
 def _cdna_tiles(
-    arch: str,
     head_dim: int,
     value_dim: int,
     waves: int,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "flash_place.h"
+#include "hints.h"
 
 constexpr float LOG2_E = 1.44269504088896340736f;
 
@@ -56,13 +57,17 @@ struct Score {
             int last = place.seq_k - 1, first = 0;
             if constexpr (BOUND_RIGHT) last = min(last, at + p.right);
             if constexpr (BOUND_LEFT) first = at - p.left;
+            // Counted from the lane's first key, a key is a constant.
+            const int from = first_key + Scores::key(0);
+            last = own_value(last - from), first = own_value(first - from);
 #pragma unroll
             for (int n = 0; n < Scores::KEYS; ++n) {
-                const int j = first_key + Scores::key(n);
+                const int j = Scores::key(n) - Scores::key(0);
                 bool seen = j <= last;
                 if constexpr (BOUND_LEFT) seen &= j >= first;
-                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(i, j);
+                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(i, from + j);
                 if (!seen) scores.set(r, n, -INF);
+                if (n % 8 == 7) keep_order();
             }
         }
     }

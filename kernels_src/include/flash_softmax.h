@@ -7,6 +7,7 @@
 
 #include "flash_range.h"
 #include "flash_score.h"
+#include "hints.h"
 
 constexpr float LAG = 8.0f;
 
@@ -87,8 +88,10 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
             float score = -INF;  // of this key, if this lane holds it
+            const int at = own_value(key - Scores::key(0));
 #pragma unroll
-            for (int n = 0; n < Scores::KEYS; ++n) score = Scores::key(n) == key ? scores.get(r, n) : score;
+            for (int n = 0; n < Scores::KEYS; ++n)
+                score = Scores::key(n) - Scores::key(0) == at ? scores.get(r, n) : score;
             // Negative where the key is hidden. The sum brings the weight to all lanes of the row.
             const bool seen = score != -INF;
             const float own = seen ? exp2_fast(fmaf(score, unit, -finite_shift(state.shift[r]))) : 0.0f;

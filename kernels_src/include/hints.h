@@ -29,6 +29,12 @@ __device__ inline Offset own_offset(Offset bytes, [[maybe_unused]] int tile) {
     return bytes;
 }
 
+// A thread's own number: not taken apart into what is common to all threads, with constants in a register each.
+__device__ inline int own_value(int x) {
+    HINT("" : "+v"(x));
+    return x;
+}
+
 // A number that the compiler does not know.
 __device__ inline float unknown(float x) {
     HINT("" : "+s"(x));
