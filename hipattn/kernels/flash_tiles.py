@@ -61,7 +61,7 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
     elif dtype != "float32" and arch in _RDNA3 + _RDNA4:
         tiles = _rdna(arch, head_dim, value_dim)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
-        tiles = _hopper(head_dim, value_dim) if arch == "sm_90" else _nvidia(head_dim, value_dim)
+        tiles = _nvidia(arch, head_dim, value_dim)
     elif dtype == "float32" or arch in _NO_MATRICES:
         tiles = _fma(arch, head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
@@ -105,20 +105,19 @@ def _rdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
     return Tiles("mma_rdna3.h" if arch in _RDNA3 else "mma_rdna4.h", waves, 16, block_n, lds)
 
 
-def _nvidia(head_dim: int, value_dim: int) -> Tiles:
+def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     largest = max(head_dim, value_dim)
+    if arch == "sm_90" and largest <= 256:
+        waves = 4 if largest <= 128 else 8
+        lds = 2 * (2 * 64 * (_up(head_dim, 64) + _up(value_dim, 64)) + waves * 16 * _up(head_dim, 64))
+        return Tiles("mma_hopper.h", waves, 16, 64, lds, 4 if largest <= 64 else 2)
     wave_rows = 32 if largest <= 128 else 16
-    block_n = 128 if largest <= 64 else 64 if largest <= 256 else 32
     q_row, v_row = _up(head_dim, 16) + _PAD, _up(value_dim, 16) + _PAD
-    lds = 2 * (block_n * (q_row + v_row) + 4 * wave_rows * q_row)
-    return Tiles("mma_nvidia.h", 4, wave_rows, block_n, lds)
-
-
-def _hopper(head_dim: int, value_dim: int) -> Tiles:
-    largest = max(head_dim, value_dim)
-    waves = 4 if largest <= 128 else 8
-    lds = 2 * (2 * 64 * (_up(head_dim, 64) + _up(value_dim, 64)) + waves * 16 * _up(head_dim, 64))
-    return Tiles("mma_hopper.h", waves, 16, 64, lds, 4 if largest <= 64 else 2)
+    for block_n in (64, 32, 16):
+        lds = 2 * (block_n * (q_row + v_row) + 4 * wave_rows * q_row)
+        if lds + FLAG_BYTES <= lds_limit(arch):
+            return Tiles("mma_nvidia.h", 4, wave_rows, block_n, lds)
+    return None
 
 
 def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
