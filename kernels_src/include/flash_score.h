@@ -66,7 +66,9 @@ struct Score {
                 bool seen = j <= last;
                 if constexpr (BOUND_LEFT) seen &= j >= first;
                 if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(i, from + j);
-                if (!seen) scores.set(r, n, -INF);
+                // No branch: AMD's compiler (ROCm 7.2) loses a branch's write to one element of a vector of scores where
+                // `seen` itself comes of branches, as of an expression with || and a load.
+                scores.set(r, n, seen ? scores.get(r, n) : -INF);
                 if (n % 8 == 7) keep_order();
             }
         }
