@@ -107,7 +107,7 @@ def flashes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     tiles = choose_tiles(arch, dtype, *sizes)
     assert tiles is not None
     flags = ("left", "right", "scaled", "softcap", "alibi", "sinks", "mask", "lse", "varlen")
-    score_mod = ScoreMod("k < count ? score * gain[h] : score + shift", gain=np.zeros(4), count=3, shift=0.5)
+    score_mod = ScoreMod("k < count ? score * gain[h] : score + shift", gain=np.zeros(4, np.float32), count=3, shift=0.5)
     mask_mod = MaskMod("k == first[h] || q / size == k / size", first=np.zeros(4, np.int32), size=64)
     features = family.Features(
         bias=draw(st.sampled_from(["", "float32", dtype])),
