@@ -224,7 +224,7 @@ def test_a_closed_tensor_is_refused_before_anything_is_allocated(stream: Stream,
     tensors[1].buffer.close()
     gc.collect()
     before = live()
-    with pytest.raises(hipattn.ClosedError):
+    with pytest.raises(hipattn.ClosedError, match="k is closed"):
         hipattn.attention(*tensors, stream=stream)
     assert live() == before
 
