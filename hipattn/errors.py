@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "ModelError",
     "PlatformError",
 ]
+
+_OF_AN_EXPRESSION = re.compile(r"^(\S*/)?(score_mod|mask_mod)[:(]", re.MULTILINE)
 
 
 class HipattnError(Exception):
@@ -97,10 +100,12 @@ class CompileError(HipattnError, RuntimeError):
         self.log = log
         self.options = tuple(options)
         self.source = source
-        numbered = "\n".join(f"{i:5d} | {line}" for i, line in enumerate(source.splitlines(), 1))
-        super().__init__(
-            f"{name} does not compile\n{log.strip()}\n\noptions: {' '.join(self.options)}\n\nsource:\n{numbered}"
-        )
+        message = f"{name} does not compile\n{log.strip()}\n\noptions: {' '.join(self.options)}"
+        # What is wrong in a user's expression is wrong there: its line is in the log, and the kernel around it no help.
+        if _OF_AN_EXPRESSION.search(log) is None:
+            numbered = "\n".join(f"{i:5d} | {line}" for i, line in enumerate(source.splitlines(), 1))
+            message += f"\n\nsource:\n{numbered}"
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[type[CompileError], tuple[str, str, tuple[str, ...], str]]:
         return type(self), (self.name, self.log, self.options, self.source)

@@ -84,7 +84,10 @@ def check_device(argument: str, index: int, stream: Stream | None) -> None:
 def _from_dlpack(
     obj: Any, stream: Stream | None, argument: str, accepted: Dtypes
 ) -> tuple[DeviceBuffer, Memory] | npt.NDArray[Any]:
-    kind, index = (int(number) for number in obj.__dlpack_device__())
+    try:
+        kind, index = (int(number) for number in obj.__dlpack_device__())
+    except (BufferError, RuntimeError, ValueError) as error:  # torch's, of a device without memory
+        raise ArgumentError(f"{argument}, a {type(obj).__name__}, cannot be exported: {error}") from error
     platform = bindings.platform()
     if kind in dlpack.HOST:
         memory = dlpack.from_capsule(_capsule(obj, argument), argument, accepted)

@@ -15,7 +15,7 @@ from hipattn.attn.fallback import FAILURES, Fallback
 from hipattn.attn.operands import Operand
 from hipattn.attn.options import Plan
 from hipattn.attn.staged import HipAttentionKernels
-from hipattn.errors import ArgumentError, CompileError
+from hipattn.errors import ArgumentError, ClosedError, CompileError
 from hipattn.kernels import flash_fwd
 from hipattn.layout import overlaps
 from hipattn.runtime.device import Device
@@ -86,7 +86,8 @@ def on_device(
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.buffer.device is not device:
             raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {device.index}")
-        tensor.pointer  # noqa: B018  raises if the buffer is closed
+        if tensor.buffer.closed:
+            raise ClosedError(f"{name} is closed: its buffer of {tensor.buffer.nbytes} bytes")
     if out is not None:
         check_out(plan, out, q=q, k=k, v=v, **others)
         if out.buffer.device is not device:
@@ -144,6 +145,8 @@ def check_out(plan: Plan, out: DeviceTensor | npt.NDArray[Any], **read: Any) -> 
             raise ArgumentError(f"out is {out.dtype} {out.shape}; it takes {plan.dtype} {plan.out}")
         if not out.flags.writeable:
             raise ArgumentError("out is read-only; it takes an array that can be written")
+        if overlaps((*out.shape, out.itemsize), (*map(abs, out.strides), 1)):
+            raise ArgumentError(f"out has shape {out.shape} and strides {out.strides} in bytes; its elements overlap")
         return
     _check_facts(plan.out, plan.dtype, out.shape, out.strides, out.dtype)
     for name, tensor in read.items():

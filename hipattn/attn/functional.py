@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hipattn.arguments import instance
+from hipattn.arguments import boolean, instance
 from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.execute import fallback, free_scratch
@@ -58,13 +58,13 @@ def attention(
     window
         (left, right): query i sees keys p − left to p + right only; None is no limit.
     alibi_slopes
-        [heads_q] or [batch, heads_q], float32: subtracts slope · |p − j| from each score. Numbers in host memory are
-        rounded to float32.
+        [heads_q] or [batch, heads_q], float32: subtracts slope · |p − j| from each score. Lists and NumPy's arrays
+        of other numbers are rounded to float32.
     softcap
         Bound of the scaled scores, softcap · tanh(score / softcap), before anything is added to them.
     sinks
-        [heads_q], float32: a logit per head that takes part in the softmax and has no value. Numbers in host memory
-        are rounded to float32.
+        [heads_q], float32: a logit per head that takes part in the softmax and has no value. Rounded as
+        `alibi_slopes` are.
     bias
         Broadcasts to [batch, heads_q, seq_q, seq_k]; float32 or q's dtype. Added to the scores; −inf hides the key.
     mask
@@ -110,6 +110,7 @@ def attention(
     """
     if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
+    return_lse = boolean("return_lse", return_lse)
     if window is not EVERY_KEY:
         window = check_window(window)
     others: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from hipattn.errors import ArgumentError
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.layout import broadcast
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import BOOL, FLOAT32, INT32, UINT8, DeviceTensor, in_place
+from hipattn.tensor import BFLOAT16, BOOL, FLOAT32, INT32, UINT8, DeviceTensor, in_place
 
 __all__ = ["Operand", "check", "found", "on_device", "on_host"]
 
@@ -73,7 +73,7 @@ def _numbers(name: str, value: Any, kinds: str, what: str) -> npt.NDArray[Any]:
         array = np.asarray(value)
     except ValueError:
         array = np.array(None)
-    if array.dtype.kind not in kinds:
+    if array.dtype.kind not in kinds and not ("f" in kinds and array.dtype == BFLOAT16):  # its kind is V
         raise ArgumentError(f"{name} is {value!r}; it takes an array of {what}")
     return array
 

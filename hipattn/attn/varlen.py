@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hipattn.arguments import instance
+from hipattn.arguments import boolean, instance
 from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_varlen
@@ -78,6 +78,7 @@ def attention_varlen(
     """
     if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
+    return_lse = boolean("return_lse", return_lse)
     if window is not EVERY_KEY:
         window = check_window(window)
     for name, starts in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):

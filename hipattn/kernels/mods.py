@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hipattn.compiler.specialise import SCALARS
 from hipattn.errors import ArgumentError
+from hipattn.layout import broadcast
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOATS, INT32, DeviceTensor, in_place
 
@@ -56,6 +57,8 @@ class _Mod:
     argument: ClassVar[str]  # what messages and the compiler call it
     result: ClassVar[str]
     parameters: ClassVar[str]
+    python_result: ClassVar[str]
+    python_kinds: ClassVar[str]  # of NumPy's dtypes; bfloat16's is V
 
     def __init__(self, expression: str, /, *, python: Callable[..., Any] | None = None, **values: Any) -> None:
         self.expression = _checked(self.argument, expression)
@@ -154,7 +157,18 @@ class _Mod:
         values = {
             name: value if isinstance(value, int | float) else _flat(value) for name, value in self._values.items()
         }
-        return lambda *arguments: python(*arguments, **values)
+        return lambda *arguments: self._returned(python(*arguments, **values), *arguments[-2:])
+
+    def _returned(self, result: Any, q: Any, k: Any) -> npt.NDArray[Any]:
+        """Return what a Python function returned for these positions, as an array of all of them."""
+        array, wanted = np.asarray(result), np.broadcast_shapes(np.shape(q), np.shape(k))
+        fits = broadcast(array.shape, array.shape, wanted) is not None
+        if not fits or array.dtype.kind not in self.python_kinds:
+            raise ArgumentError(
+                f"{self.argument}'s Python function returns {array.dtype} {array.shape}; it takes {self.python_result} "
+                f"that broadcast to {wanted}"
+            )
+        return np.broadcast_to(array, wanted)
 
     def __repr__(self) -> str:
         values = "".join(
@@ -170,18 +184,18 @@ class ScoreMod(_Mod):
     Parameters
     ----------
     expression
-        HIP (C++) that yields the new score: -inf hides the key. It may use ``score`` (float: the scaled score, after
-        softcap, ALiBi and bias), ``b``, ``h``, ``q``, ``k`` (int: batch entry or packed sequence, query head, query
-        and key, both counted from the start of their sequence), HIP's functions (``tanhf``), and the values.
+        HIP (C++) that yields the new score: ``-INFINITY`` hides the key. It may use ``score`` (float: the scaled score,
+        after softcap, ALiBi and bias), ``b``, ``h``, ``q``, ``k`` (int: batch entry or packed sequence, query head,
+        query and key, both counted from the start of their sequence), HIP's functions (``tanhf``), and the values.
     python
         A function of the same meaning for NumPy, which method "reference" and the fallback to the CPU need:
         ``python(score, b, h, q, k, **values)`` with ``score`` [seq_q, seq_k], ``q`` [seq_q, 1], ``k`` [1, seq_k] and
-        tensors as flat arrays.
+        tensors as flat arrays. It returns what broadcasts to [seq_q, seq_k].
     **values
         Name → tensor or number, at most 8 of each. Tensors are contiguous, of float32, float16, bfloat16 or int32, and
         indexed flat: ``bias[h * 128 + q % 128]``, where an index is an int unless the expression makes it a
         ``long long``. An array of the host is copied now; one on the device is used in place. A Python float or int is
-        a float or int in the expression; another number does not compile the kernel again.
+        a float or int in the expression, and so are those of a list; another number does not compile the kernel again.
 
     Raises
     ------
@@ -192,6 +206,7 @@ class ScoreMod(_Mod):
     argument = "score_mod"
     result = "float"
     parameters = "float score, int b, int h, int q, int k"
+    python_result, python_kinds = "numbers", "fiuV"
 
 
 class MaskMod(_Mod):
@@ -203,7 +218,8 @@ class MaskMod(_Mod):
         HIP (C++) that yields true where query ``q`` sees key ``k``. It may use what an expression of `ScoreMod` may,
         without ``score``.
     python
-        A function of the same meaning for NumPy: ``python(b, h, q, k, **values)``, as in `ScoreMod`.
+        A function of the same meaning for NumPy: ``python(b, h, q, k, **values)``, as in `ScoreMod`, which returns
+        bools.
     **values
         As in `ScoreMod`.
 
@@ -216,6 +232,7 @@ class MaskMod(_Mod):
     argument = "mask_mod"
     result = "bool"
     parameters = "int b, int h, int q, int k"
+    python_result, python_kinds = "bools", "b"
 
 
 @lru_cache(maxsize=256)
@@ -234,6 +251,7 @@ def _rendered(
         else:
             lines.append(f"    const {kind} {value} = {source};\n")
     return (
+        "#ifndef INFINITY\n#define INFINITY __builtin_bit_cast(float, 0x7f800000)\n#endif\n"  # no header is there
         f"__device__ inline {result} {name}({parameters}, const {params}& p) {{\n{''.join(lines)}"
         f'    return (\n#line 1 "{argument}"\n{expression}\n    );\n}}\n'
     )
@@ -276,12 +294,27 @@ def _value(what: str, value: Any) -> Value:
         if math.isnan(number) or (math.isfinite(number) and abs(number) > _LARGEST_FLOAT):
             raise ArgumentError(f"{what} is {value!r}; it takes a number that float32 can hold")
         return number
+    if isinstance(value, list | tuple):
+        value = _integers(what, value)
     found = in_place(value, stream=None, argument=what, accepted=(*FLOATS, INT32))
     if isinstance(found, np.ndarray):
         return np.array(found, order="C")
     if not found.is_contiguous:
         raise ArgumentError(f"{what} has shape {found.shape} and strides {found.strides}; it takes a contiguous tensor")
     return found
+
+
+def _integers(what: str, value: Any) -> Any:
+    """Return integers as an array of int32; anything else as it is."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return value
+    if array.dtype.kind not in "iu":
+        return value
+    if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+        raise ArgumentError(f"{what} has numbers from {array.min()} to {array.max()}; an int has 32 bits")
+    return array.astype(INT32)
 
 
 def _kind(value: Value) -> str:

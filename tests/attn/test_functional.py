@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 
 import hipattn
 from hipattn import ArgumentError, DeviceTensor, Stream
@@ -15,7 +16,7 @@ from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.inputs import qkv, upload
 from tests.helpers.mismatch import assert_close
-from tests.helpers.tolerance import DTYPES, attention_bound
+from tests.helpers.tolerance import BFLOAT16, DTYPES, attention_bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -159,6 +160,9 @@ def test_out_beside_v_in_one_buffer(stream: Stream) -> None:
     ("changed", "message"),
     [
         ({"causal": "false"}, "causal is 'false'; it takes True or False"),
+        ({"return_lse": "no"}, "return_lse is 'no'; it takes True or False"),
+        ({"out": np.broadcast_to(np.float32(0), qkv()[0].shape)}, "out is read-only"),
+        ({"out": as_strided(np.zeros(1, np.float32), qkv()[0].shape, (0, 0, 0, 0))}, "out has .* elements overlap"),
         ({"scale": float("nan")}, "scale is nan; it takes a finite number"),
         ({"scale": 10**400}, "scale is 1000"),
         ({"stream": 0}, "stream is int; it takes a Stream"),
@@ -179,6 +183,26 @@ def test_read_only_out_is_refused() -> None:
     out.flags.writeable = False
     with pytest.raises(ArgumentError, match="out is read-only"):
         hipattn.attention(q, k, v, out=out)
+
+
+def test_out_of_any_strides_is_written() -> None:
+    q, k, v = qkv()
+    out = np.zeros((*q.shape[:3], 2 * q.shape[3]), np.float32)[:, ::-1, :, ::2]
+    assert hipattn.attention(q, k, v, out=out) is out
+    assert np.array_equal(out, hipattn.attention(q, k, v))
+
+
+def test_numbers_of_bfloat16_are_numbers() -> None:
+    q, k, v = qkv()
+    sinks = np.linspace(-1, 1, q.shape[2]).astype(BFLOAT16)
+    expected = hipattn.attention(q, k, v, sinks=sinks.astype(np.float32))
+    assert np.array_equal(hipattn.attention(q, k, v, sinks=sinks), expected)
+
+
+def test_torch_without_memory_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ArgumentError, match=r"q, a Tensor, cannot be exported: .* meta"):
+        hipattn.attention(torch.zeros(1, 2, 2, 16, device="meta"), *qkv()[1:])
 
 
 def test_torch_with_the_negative_bit_is_refused() -> None:

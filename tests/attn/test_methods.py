@@ -224,7 +224,7 @@ def test_a_closed_tensor_is_refused_before_anything_is_allocated(stream: Stream,
     tensors[1].buffer.close()
     gc.collect()
     before = live()
-    with pytest.raises(hipattn.ClosedError):
+    with pytest.raises(hipattn.ClosedError, match="k is closed"):
         hipattn.attention(*tensors, stream=stream)
     assert live() == before
 
@@ -341,8 +341,16 @@ def test_an_expression_that_does_not_compile_is_shown(
         ("score_mod", ScoreMod("score + wrong[h]", python=lambda score, b, h, q, k: score)),
         ("mask_mod", MaskMod("q < wrong", python=lambda b, h, q, k: q < k)),
     ):
-        with pytest.raises(CompileError, match=rf"{name}[:(]1\b(.|\n)*wrong"):
+        with pytest.raises(CompileError, match=rf"{name}[:(]1\b(.|\n)*wrong") as raised:
             hipattn.attention(*tensors, stream=stream, **{name: mod})
+        assert len(str(raised.value)) < 2000  # without the kernel around it
+        assert mod.expression in raised.value.source
+
+
+def test_an_expression_may_use_infinity(stream: Stream, tensors: list[DeviceTensor]) -> None:
+    hidden = hipattn.attention(*tensors, score_mod=ScoreMod("k > q ? -INFINITY : score"), stream=stream)
+    masked = hipattn.attention(*tensors, mask_mod=MaskMod("k <= q && -INFINITY < INFINITY"), stream=stream)
+    assert np.array_equal(hidden.numpy(), masked.numpy())
 
 
 def test_other_values_do_not_compile_the_kernel_again(stream: Stream, tensors: list[DeviceTensor]) -> None:

@@ -19,6 +19,7 @@ def test_a_score_mod_is_rendered_as_a_device_function() -> None:
     values = {"bias": np.zeros(4, np.float16), "slope": 0.5, "table": np.zeros(3, np.int32), "left": 7, "gain": 2.0}
     mod = ScoreMod("score + bias[h] * slope\n+ table[b] * left * gain", **values)
     assert mod.render("user_score_mod", 1, 2) == (
+        "#ifndef INFINITY\n#define INFINITY __builtin_bit_cast(float, 0x7f800000)\n#endif\n"
         "__device__ inline float user_score_mod(float score, int b, int h, int q, int k, const FlashFwdParams& p) {\n"
         "    const _Float16* bias = static_cast<const _Float16*>(p.user_tensors[1]);\n"
         "    const float slope = p.user_floats[2];\n"
@@ -37,7 +38,7 @@ def test_a_score_mod_is_rendered_as_a_device_function() -> None:
 
 def test_a_mask_mod_yields_a_bool_and_has_no_score() -> None:
     text = MaskMod("q / 64 == k / 64").render("user_mask_mod", 8, 8, params="Other")
-    assert text.startswith("__device__ inline bool user_mask_mod(int b, int h, int q, int k, const Other& p) {\n")
+    assert "\n__device__ inline bool user_mask_mod(int b, int h, int q, int k, const Other& p) {\n" in text
     assert '#line 1 "mask_mod"\nq / 64 == k / 64\n' in text
 
 
@@ -194,6 +195,38 @@ def test_at_most_eight_tensors_and_eight_numbers() -> None:
 def test_numpy_s_numbers_are_numbers() -> None:
     mod = ScoreMod("score", a=np.float32(0.5), c=np.int64(3), d=np.float16(2))
     assert (mod.floats, mod.ints) == ((0.5, 2.0), (3,))
+
+
+def test_integers_of_a_list_stay_integers() -> None:
+    mod = ScoreMod("score", ids=[1, 2**24 + 1], gains=(1, 2.0), at=[np.int64(3)])
+    assert [tensor.dtype for tensor in mod.tensors] == [np.int32, np.float32, np.int32]
+    assert mod.tensors[0].tolist() == [1, 2**24 + 1]
+    with pytest.raises(ArgumentError, match="score_mod's x has numbers from 0 to 2147483648; an int has 32 bits"):
+        ScoreMod("score", x=[0, 2**31])
+
+
+@pytest.mark.parametrize(
+    ("mod", "message"),
+    [
+        (MaskMod("q < k", python=lambda _b, _h, q, k: q - k), r"mask_mod's .* returns int64 \(2, 3\); it takes bools"),
+        (
+            MaskMod("q < k", python=lambda b, h, q, k: np.ones(2, bool)),
+            r"returns bool \(2,\); .* broadcast to \(2, 3\)",
+        ),
+        (ScoreMod("score", python=lambda *_: None), r"score_mod's .* returns object \(\); .* numbers"),
+    ],
+)
+def test_what_a_python_function_returns_is_checked(mod: Any, message: str) -> None:
+    q, k = np.arange(2)[:, None], np.arange(3)[None]
+    score = (np.zeros((2, 3)),) if isinstance(mod, ScoreMod) else ()
+    with pytest.raises(ArgumentError, match=message):
+        mod.on_host()(*score, 0, 0, q, k)
+
+
+def test_what_a_python_function_returns_is_broadcast() -> None:
+    q, k = np.arange(2)[:, None], np.arange(3)[None]
+    assert MaskMod("h == 0", python=lambda _b, h, _q, _k: h == 0).on_host()(0, 0, q, k).tolist() == [[True] * 3] * 2
+    assert ScoreMod("0.0f", python=lambda *_: 0.0).on_host()(np.ones((2, 3)), 0, 0, q, k).shape == (2, 3)
 
 
 def test_what_it_says_of_itself() -> None:
