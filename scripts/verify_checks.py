@@ -24,6 +24,7 @@ import numpy as np
 import hipattn
 from hipattn import Device, DeviceTensor, HipAttentionKernels, KVCache, Stream
 from hipattn.attn import reference
+from hipattn.attn.functional import fallback
 from hipattn.compiler import loader
 from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.program import Program
@@ -223,10 +224,14 @@ REVIEW = "Review"
 def _(gpu: Gpu) -> str:
     with bindings.record() as calls:
         hipattn.attention(*inputs(), causal=True, stream=gpu.stream)
-    launches, products = counted(calls, "hipModuleLaunchKernel"), counted(calls, "hipblasGemm")
-    assert launches >= 3, f"attention() launched {launches} kernels"
-    assert products >= 2, f"attention() called hipBLAS for {products} products"
-    return f"attention() makes {len(calls)} calls into HIP: {launches} launches, {products} hipBLAS products"
+    assert order(calls) == "flash_fwd", f"attention() runs {order(calls) or 'no kernel'}; expected flash_fwd"
+    with bindings.record() as staged:
+        hipattn.attention(*inputs(), causal=True, method="staged", stream=gpu.stream)
+    launches, products = counted(staged, "hipModuleLaunchKernel"), counted(staged, "hipblasGemm")
+    assert launches >= 3, f"attention() in stages launched {launches} kernels"
+    assert products >= 2, f"attention() in stages called hipBLAS for {products} products"
+    text = f"attention() makes {len(calls)} calls into HIP and runs {order(calls)}"
+    return f"{text}; in stages {len(staged)}: {launches} launches, {products} hipBLAS products"
 
 
 @check(REVIEW, "kernel order")
@@ -747,9 +752,10 @@ def _(gpu: Gpu) -> Evidence:
 @check("Run", "GPU path really used")
 def _(gpu: Gpu) -> str:
     launches, products = counted(gpu.calls, "hipModuleLaunchKernel"), counted(gpu.calls, "hipblasGemm")
-    fallbacks = gpu.kernels.fallbacks.total()
+    counts = gpu.kernels.fallbacks + fallback.counts
+    fallbacks = counts.total()
     assert min(launches, products) > 0, f"{launches} launches, {products} hipBLAS products"
-    assert not fallbacks, f"stages that fell back to the CPU: {dict(gpu.kernels.fallbacks)}"
+    assert not fallbacks, f"stages that fell back to the CPU: {dict(counts)}"
     text = f"this run: {launches} launches, {products} hipBLAS products, {fallbacks} stages fell back to the CPU"
     return f"{text}; {injected_failure(gpu)}" if gpu.device.simulated else text
 
