@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -53,6 +54,7 @@ def borrow(
         raise ArgumentError(f"{argument} is a masked array; it takes one without a mask (its .filled())")
     if getattr(obj, "is_neg", bool)():  # torch's lazy minus sign, which DLPack does not carry
         raise ArgumentError(f"{argument} is a tensor with torch's negative bit; it takes its resolve_neg()")
+    obj = _without_gradient(obj)
     if hasattr(obj, "__dlpack_device__") and not isinstance(obj, np.ndarray):
         return _from_dlpack(obj, stream, argument, accepted)
     if hasattr(obj, "__cuda_array_interface__"):
@@ -79,6 +81,13 @@ def check_device(argument: str, index: int, stream: Stream | None) -> None:
             raise ArgumentError(f"{argument} is on device {index}; the stream is of device {stream.device.index}")
     elif not 0 <= index < Device.count():
         raise ArgumentError(f"{argument} is on device {index}; accepted: 0 to {Device.count() - 1}")
+
+
+def _without_gradient(obj: Any) -> Any:
+    """Return what torch lets be read of its tensor where it records no gradients: the same memory."""
+    if getattr(obj, "requires_grad", False) is True and type(obj).__module__.partition(".")[0] == "torch":
+        return obj if sys.modules["torch"].is_grad_enabled() else obj.detach()
+    return obj
 
 
 def _from_dlpack(

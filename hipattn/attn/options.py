@@ -32,6 +32,10 @@ __all__ = [
 
 METHODS = ("auto", "flash", "staged", "reference")
 
+# Exponents are differences of scores in float32: beyond 1e9 or so what rounding leaves of one overflows.
+_LARGEST_SCALE = 1e6
+_LARGEST_SOFTCAP = 1e30
+
 Window = tuple[int | None, int | None]
 EVERY_KEY: Window = (None, None)
 
@@ -136,6 +140,9 @@ def _plan(
     softcap = None if options.softcap is None else number("softcap", options.softcap)
     if softcap is not None and softcap <= 0:
         raise ArgumentError(f"softcap is {softcap}; it takes a positive number")
+    for name, value, largest in (("scale", scale, _LARGEST_SCALE), ("softcap", softcap, _LARGEST_SOFTCAP)):
+        if value is not None and abs(value) > largest:
+            raise ArgumentError(f"{name} is {value}; it takes a number of at most {largest:.0e}")
     left, right = options.window
     _, _, seq_q, seq_k = scores
     for name, rows in (("q", seq_q), ("k", seq_k)):

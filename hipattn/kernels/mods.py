@@ -271,7 +271,27 @@ def _checked(argument: str, expression: Any) -> str:
             break
     if depth:
         raise ArgumentError(f"{argument} is {expression!r}; its parentheses do not match")
+    if _chains(expression):
+        raise ArgumentError(f"{argument} is {expression!r}; 'a < b < c' means (a < b) < c here: write a < b && b < c")
     return expression
+
+
+def _chains(expression: str) -> bool:
+    """Return whether two comparisons follow each other with nothing between them that takes a truth value."""
+    text = re.sub(r"<<|>>|->|\w+\s*<\s*[A-Za-z_][\w\s:*]*>\s*(?=\()", " ", expression)  # shifts, casts
+    comparisons = [0]
+    for token in re.findall(r"[<>]=?|&&|\|\||[!=]=|[?:,()]|\band\b|\bor\b", text):
+        if token == "(":
+            comparisons.append(0)
+        elif token == ")":
+            comparisons.pop()
+        elif token[0] in "<>":
+            comparisons[-1] += 1
+            if comparisons[-1] > 1:
+                return True
+        else:
+            comparisons[-1] = 0
+    return False
 
 
 def _named(argument: str, name: str) -> str:

@@ -10,10 +10,12 @@ constexpr float LOG2_E = 1.44269504088896340736f;
 // Without one of these the scale is part of the exponent's unit, one multiplication for both.
 constexpr bool TRANSFORMED = SCALED || SOFTCAP || ALIBI || BIAS || SCORE_MOD;
 
-// tanh through one exponential, exact to float32's rounding at both ends.
+// tanh to a few ulp: through one exponential, and near 0, where that would lose what is small beside 1, its series.
 __device__ inline float tanh_fast(float x) {
-    const float e = exp2_fast(fabsf(x) * (-2.0f * LOG2_E));
-    return copysignf((1.0f - e) / (1.0f + e), x);
+    const float e = exp2_fast(fabsf(x) * (-2.0f * LOG2_E)), square = x * x;
+    const float series =
+        x + x * square * (-1 / 3.0f + square * (2 / 15.0f + square * (-17 / 315.0f + square * (62 / 2835.0f))));
+    return fabsf(x) < 0.3f ? series : copysignf((1.0f - e) / (1.0f + e), x);
 }
 
 struct Score {

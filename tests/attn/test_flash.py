@@ -441,3 +441,16 @@ def test_outputs_do_not_depend_on_keys_that_are_not_seen(device: Device, seed: i
         k[:, key], v[:, key] = np.nan, np.inf
         after, _ = flash(stream, q, k, v, mask=mask)
     assert same_bits(before, after)
+
+
+@pytest.mark.parametrize("softcap", [1e3, 1e6, 1e30])
+def test_a_softcap_far_above_the_scores_changes_nothing(stream: Stream, softcap: float) -> None:
+    q, k, v = qkv(2, 40, 70, 4, 2, 32, dtype=np.float32)
+    check_flash(stream, q, k, v, softcap=softcap)
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 1e7), ("scale", -1e30), ("softcap", 1e31)])
+def test_numbers_that_scores_cannot_take(name: str, value: float) -> None:
+    q, k, v = qkv(1, 4, 4, 1, 1, 8, dtype=np.float32)
+    with pytest.raises(hipattn.ArgumentError, match=f"{name} is .*; it takes a number of at most"):
+        hipattn.attention(q, k, v, **{name: value})

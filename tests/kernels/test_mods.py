@@ -232,3 +232,17 @@ def test_what_a_python_function_returns_is_broadcast() -> None:
 def test_what_it_says_of_itself() -> None:
     mod = ScoreMod("score * s + t[h]", s=2.0, t=np.zeros((2, 3), np.float16))
     assert repr(mod) == "ScoreMod('score * s + t[h]', s=2.0, t=<float16 (2, 3)>)"
+
+
+@pytest.mark.parametrize("expression", ["0 <= q - k < 3", "(a < q < b) && k == 0", "h == 0 || 1 < k <= q"])
+def test_chained_comparisons_are_refused(expression: str) -> None:
+    with pytest.raises(ArgumentError, match=r"mask_mod is .*write a < b && b < c"):
+        MaskMod(expression, a=1, b=2) if "a <" in expression else MaskMod(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["q < 3 && k < 4", "(q < 3) == (k < 3)", "static_cast<int>(k) < q", "q << 1 < k", "q < 3 ? k < 2 : k > 5"],
+)
+def test_comparisons_side_by_side_are_not(expression: str) -> None:
+    MaskMod(expression)
