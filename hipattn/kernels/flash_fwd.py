@@ -361,12 +361,13 @@ def _plan(
     p.batch, p.heads, p.heads_per_kv = batch, heads, heads // heads_kv
     p.seq_q, p.seq_k, p.q_tiles = seq_q, seq_k, q_tiles
     head_bytes = seq_k * (head_dim + value_dim) * dtype.itemsize // (p.heads_per_kv * max(1, sequences))
-    p.section = max(1, min(batch * heads, _CACHED_BYTES // max(1, head_bytes)))
+    all_heads = heads if sequences else batch * heads
+    p.section = max(1, min(all_heads, _CACHED_BYTES // max(1, head_bytes)))
     p.scale, p.negate = abs(scale), scale < 0
     p.left, p.right = left or 0, right or 0
     if softcap is not None:
         p.softcap, p.softcap_inverse = softcap, 1 / softcap
-    grid = q_tiles * heads * (1 if sequences else batch)
+    grid = q_tiles * all_heads
     config = LaunchConfig(grid, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
     return _Plan(kernel, config, p, block_sizes if mask_mod and not sequences else None)

@@ -71,6 +71,18 @@ def test_each_dtype(stream: Stream, feature: str, dtype: np.dtype) -> None:
     check(stream, packed(dtype=dtype), STARTS_Q, STARTS_K, **options)
 
 
+def test_very_many_sequences_of_which_one_is_not_empty(stream: Stream) -> None:
+    """The square of their number is 2^32."""
+    sequences, rows = 2**16, 20
+    q = np.random.default_rng(0).standard_normal((rows, 1, 8)).astype(np.float16)
+    skip_unless_served(stream, np.float16, 8)
+    starts = np.full(sequences + 1, rows)
+    starts[: sequences // 2] = 0
+    out = attention_varlen(q, q, q, starts, starts, causal=True, method="flash", stream=stream)
+    alone = hipattn.attention(q[None], q[None], q[None], causal=True, method="flash", stream=stream)[0]
+    assert same_bits(out, alone)
+
+
 @pytest.mark.parametrize("feature", PACKED)
 def test_each_option(stream: Stream, feature: str) -> None:
     options = FEATURES[feature](Sizes(len(LENGTHS_Q), 4, 150, 170, np.dtype(np.float16)))
