@@ -108,7 +108,7 @@ def specialise(
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,
         "MIN_WAVES": tiles.min_waves,
-        "LDS_BYTES": tiles.lds_bytes + FLAG_BYTES,
+        "LDS_BYTES": tiles.lds_bytes,
         "VECTOR": vector,
         "WIDE": wide,
         "BOUND_LEFT": features.left,
