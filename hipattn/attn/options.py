@@ -30,6 +30,8 @@ __all__ = [
     "plan_varlen",
 ]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 METHODS = ("auto", "flash", "staged", "reference")
 
 Window = tuple[int | None, int | None]
@@ -134,8 +136,12 @@ def _plan(
     causal = boolean("causal", options.causal)
     scale = 1 / math.sqrt(head_dim) if options.scale is None else number("scale", options.scale)
     softcap = None if options.softcap is None else number("softcap", options.softcap)
+    if abs(scale) > _LARGEST:
+        raise ArgumentError(f"scale is {scale}; it takes a number that float32 can hold")
     if softcap is not None and softcap <= 0:
         raise ArgumentError(f"softcap is {softcap}; it takes a positive number")
+    if softcap is not None and not 1 / _LARGEST <= softcap <= _LARGEST:
+        raise ArgumentError(f"softcap is {softcap}; it takes a number that float32 can hold, as its reciprocal")
     left, right = options.window
     _, _, seq_q, seq_k = scores
     for name, rows in (("q", seq_q), ("k", seq_k)):

@@ -61,7 +61,8 @@ class Features:
     left, right : bool
         Keys are bounded on the left (window) or right (causal, window) of a query's own position.
     scaled : bool
-        The scale is applied before all else. Otherwise it is part of the exponent, which a scale of 0 cannot be.
+        The scale is applied before all else. Otherwise it is part of the exponent, which a scale of 0 in float32 cannot
+        be: -inf, of a hidden key, times 0 is NaN.
     bias : str
         The dtype of the bias; "" without one.
     score_mod, mask_mod : str
@@ -334,7 +335,7 @@ def _plan(
     features = Features(
         left=left is not None,
         right=right is not None,
-        scaled=scale == 0,
+        scaled=ctypes.c_float(scale).value == 0,
         softcap=softcap is not None,
         alibi=slopes is not None,
         sinks=sinks is not None,
