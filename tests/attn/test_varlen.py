@@ -218,6 +218,7 @@ def bad_arguments() -> dict[str, tuple[dict[str, Any], str]]:
         "number": ({"cu_seqlens_q": 3}, r"cu_seqlens_q has shape \(\)"),
         "matrix": ({"cu_seqlens_q": STARTS_Q[None]}, r"cu_seqlens_q has shape \(1, 8\)"),
         "nothing": ({"cu_seqlens_q": []}, "cu_seqlens_q is|cu_seqlens_q has shape"),
+        "none": ({"cu_seqlens_q": [0], "cu_seqlens_k": [0]}, "cu_seqlens_q has no sequence; there are 253 rows"),
         "counts": ({"cu_seqlens_k": STARTS_K[1:]}, r"cu_seqlens_k has shape \(7,\)"),
         "slopes": ({"alibi_slopes": np.zeros((3, 4), np.float32)}, r"alibi_slopes has shape .* \(4,\) or \(7, 4\)"),
         "staged": ({"method": "staged"}, "cu_seqlens_q is given; method 'staged' takes"),
@@ -242,6 +243,12 @@ def test_bad_arguments(stream: Stream, case: str, place: str) -> None:
         attention_varlen(**given)
     assert live() == before
     assert not [name for name, _ in calls if "Malloc" in name or "Launch" in name]
+
+
+def test_rows_of_no_sequence_are_refused_with_starts_on_the_device(stream: Stream) -> None:
+    starts = DeviceTensor.from_numpy(np.zeros(1, np.int32), stream=stream)
+    with pytest.raises(ArgumentError, match="cu_seqlens_q has no sequence; there are 253 rows"):
+        attention_varlen(*upload(stream, *packed()), starts, starts, stream=stream)
 
 
 def test_starts_on_the_device_are_of_int32_and_contiguous(stream: Stream) -> None:
