@@ -145,8 +145,8 @@ def _plan(
     left, right = options.window
     _, _, seq_q, seq_k = scores
     for name, rows in (("q", seq_q), ("k", seq_k)):
-        if rows >= 2**31:
-            raise ArgumentError(f"{name} has {rows} rows; it takes fewer than 2^31")
+        if rows >= 2**30:  # in the kernel a position is the sum of two numbers of rows
+            raise ArgumentError(f"{name} has {rows} rows; it takes fewer than 2^30")
     window = (
         left if left is not None and left < seq_k - 1 else None,
         right if right is not None and right < seq_q - 1 else None,

@@ -99,7 +99,7 @@ def specialise(
     vector
         How many elements of q, k, v and out can be moved at once.
     wide
-        Whether a tile of keys spans 2^32 bytes.
+        Whether a tile of keys spans 2^31 bytes.
     """
     constants = {
         "HEAD_DIM": head_dim,
@@ -278,8 +278,8 @@ def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> De
         kept = DeviceTensor.empty((batch, heads, -(-seq_q // block_m), -(-seq_k // block_n)), UINT8, stream=stream)
         block_mask.launch(mask_mod, batch, heads, seq_q, seq_k, block_m, block_n, kept, stream=stream)
         if not mask_mod.tensors:
-            while len(mask_mod.block_masks) >= _KEPT_BLOCK_MASKS:
-                mask_mod.block_masks.pop(next(iter(mask_mod.block_masks)), None)
+            for oldest in list(mask_mod.block_masks)[: 1 - _KEPT_BLOCK_MASKS]:
+                mask_mod.block_masks.pop(oldest, None)  # another thread may have done it
             mask_mod.block_masks[stream, sizes] = kept
     return kept
 
@@ -322,7 +322,7 @@ def _plan(
     scale, causal, (left, right), softcap = formula
     lse, slopes, sinks, bias, mask, *_ = others
     if causal:
-        right = 0 if right is None else min(right, 0)
+        right = 0
     dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
     dtype = dtypes[0]
     batch, seq_q, heads, head_dim = shapes[0]

@@ -222,6 +222,13 @@ def test_what_is_remembered_does_not_let_another_type_through(stream: Stream, te
             hipattn.attention(*tensors, stream=stream, **options)
 
 
+def test_more_rows_than_positions_can_count_are_refused(stream: Stream) -> None:
+    (row,) = upload(stream, np.zeros((1, 1, 1, 8), np.float16))
+    many = row.broadcast_to((1, 2**30, 1, 8))
+    with pytest.raises(ArgumentError, match=r"k has 1073741824 rows; it takes fewer than 2\^30"):
+        hipattn.attention(row, many, many, stream=stream)
+
+
 def test_a_closed_tensor_is_refused_before_anything_is_allocated(stream: Stream, tensors: list[DeviceTensor]) -> None:
     hipattn.attention(*tensors, stream=stream)
     tensors[1].buffer.close()
