@@ -232,7 +232,7 @@ def _flash_options(
 def _window(window_size: Any) -> Window:
     try:
         left, right = (int(side) for side in window_size if side == int(side) >= -1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(
             f"window_size is {window_size!r}; it takes (left, right), each -1 (no limit) or a number of keys >= 0"
         ) from None

@@ -476,6 +476,8 @@ def in_place(
     if isinstance(found, tuple):
         buffer, memory = found
         as_dtype(memory.dtype, argument, [dtype for dtype in DTYPES if dtype in accepted])
+        if memory.pointer % memory.dtype.itemsize:
+            raise ArgumentError(f"{argument} is at {memory.pointer:#x}; accepted: multiples of {memory.dtype.itemsize}")
         return DeviceTensor(buffer, memory.shape, memory.dtype, memory.strides)
     as_dtype(found.dtype, argument, accepted)
     return found

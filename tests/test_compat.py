@@ -237,6 +237,7 @@ def test_flash_attn_of_torch_is_torch() -> None:
         ({"window_size": (1, 2, 3)}, "window_size is"),
         ({"window_size": None}, "window_size is None"),
         ({"window_size": (0.5, 1)}, "window_size is"),
+        ({"window_size": (float("inf"), 0)}, r"window_size is \(inf, 0\)"),
         ({"deterministic": "yes"}, "deterministic is 'yes'"),
         ({"return_attn_probs": 1}, "return_attn_probs is 1"),
         ({"alibi_slopes": np.zeros(3)}, "alibi_slopes has shape"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -303,6 +303,21 @@ def test_repeated_elements() -> None:
 def test_dlpack_device(device: Device) -> None:
     tensor = DeviceTensor.empty((2,), stream=device.default_stream)
     assert tensor.__dlpack_device__() == (HERE[0], 0 if SIMULATED else device.index)
+
+
+def test_memory_between_elements_is_refused() -> None:
+    buffer = DeviceTensor.empty((64,), np.uint8).buffer
+
+    class Odd:
+        __cuda_array_interface__: ClassVar = {
+            "shape": (4,),
+            "typestr": "<f4",
+            "data": (buffer.pointer + 2, False),
+            "version": 3,
+        }
+
+    with pytest.raises(ArgumentError, match=r"q is at 0x\w+2; accepted: multiples of 4"):
+        DeviceTensor.asarray(Odd(), argument="q")
 
 
 @pytest.mark.parametrize("version", [None, (1, 0)])

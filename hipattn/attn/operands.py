@@ -115,6 +115,8 @@ def _check_starts(name: str, starts: DeviceTensor | npt.NDArray[Any], sequences:
             f"cu_seqlens_k do: {(sequences + 1,)}"
         )
     _check_contiguous(name, starts)
+    if total and not sequences:
+        raise ArgumentError(f"{name} has no sequence; there are {total} rows")
     if isinstance(starts, np.ndarray) and (starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any()):
         raise ArgumentError(f"{name} is {starts}; it takes numbers that never fall, from 0 to {total}")
 

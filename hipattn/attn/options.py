@@ -138,16 +138,15 @@ def _plan(
     causal = boolean("causal", options.causal)
     scale = 1 / math.sqrt(head_dim) if options.scale is None else number("scale", options.scale)
     softcap = None if options.softcap is None else number("softcap", options.softcap)
-    if softcap is not None and softcap <= 0:
-        raise ArgumentError(f"softcap is {softcap}; it takes a positive number")
-    for name, value, largest in (("scale", scale, _LARGEST_SCALE), ("softcap", softcap, _LARGEST_SOFTCAP)):
-        if value is not None and abs(value) > largest:
-            raise ArgumentError(f"{name} is {value}; it takes a number of at most {largest:.0e}")
+    if abs(scale) > _LARGEST_SCALE:
+        raise ArgumentError(f"scale is {scale}; it takes a number of at most {_LARGEST_SCALE:.0e}")
+    if softcap is not None and not 1 / _LARGEST_SOFTCAP <= softcap <= _LARGEST_SOFTCAP:
+        raise ArgumentError(f"softcap is {softcap}; it takes a positive number of at most {_LARGEST_SOFTCAP:.0e}")
     left, right = options.window
     _, _, seq_q, seq_k = scores
     for name, rows in (("q", seq_q), ("k", seq_k)):
-        if rows >= 2**31:
-            raise ArgumentError(f"{name} has {rows} rows; it takes fewer than 2^31")
+        if rows >= 2**30:  # in the kernel a position is the sum of two numbers of rows
+            raise ArgumentError(f"{name} has {rows} rows; it takes fewer than 2^30")
     window = (
         left if left is not None and left < seq_k - 1 else None,
         right if right is not None and right < seq_q - 1 else None,

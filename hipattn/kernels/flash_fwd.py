@@ -61,7 +61,8 @@ class Features:
     left, right : bool
         Keys are bounded on the left (window) or right (causal, window) of a query's own position.
     scaled : bool
-        The scale is applied before all else. Otherwise it is part of the exponent, which a scale of 0 cannot be.
+        The scale is applied before all else. Otherwise it is part of the exponent, which a scale of 0 in float32 cannot
+        be: -inf, of a hidden key, times 0 is NaN.
     bias : str
         The dtype of the bias; "" without one.
     score_mod, mask_mod : str
@@ -98,7 +99,7 @@ def specialise(
     vector
         How many elements of q, k, v and out can be moved at once.
     wide
-        Whether a tile of keys spans 2^32 bytes.
+        Whether a tile of keys spans 2^31 bytes.
     """
     constants = {
         "HEAD_DIM": head_dim,
@@ -108,7 +109,7 @@ def specialise(
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,
         "MIN_WAVES": tiles.min_waves,
-        "LDS_BYTES": tiles.lds_bytes + FLAG_BYTES,
+        "LDS_BYTES": tiles.lds_bytes,
         "VECTOR": vector,
         "WIDE": wide,
         "BOUND_LEFT": features.left,
@@ -277,8 +278,8 @@ def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> De
         kept = DeviceTensor.empty((batch, heads, -(-seq_q // block_m), -(-seq_k // block_n)), UINT8, stream=stream)
         block_mask.launch(mask_mod, batch, heads, seq_q, seq_k, block_m, block_n, kept, stream=stream)
         if not mask_mod.tensors:
-            while len(mask_mod.block_masks) >= _KEPT_BLOCK_MASKS:
-                mask_mod.block_masks.pop(next(iter(mask_mod.block_masks)), None)
+            for oldest in list(mask_mod.block_masks)[: 1 - _KEPT_BLOCK_MASKS]:
+                mask_mod.block_masks.pop(oldest, None)  # another thread may have done it
             mask_mod.block_masks[stream, sizes] = kept
     return kept
 
@@ -321,7 +322,7 @@ def _plan(
     scale, causal, (left, right), softcap = formula
     lse, slopes, sinks, bias, mask, *_ = others
     if causal:
-        right = 0 if right is None else min(right, 0)
+        right = 0
     dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
     dtype = dtypes[0]
     batch, seq_q, heads, head_dim = shapes[0]
@@ -334,7 +335,7 @@ def _plan(
     features = Features(
         left=left is not None,
         right=right is not None,
-        scaled=scale == 0,
+        scaled=ctypes.c_float(scale).value == 0,
         softcap=softcap is not None,
         alibi=slopes is not None,
         sinks=sinks is not None,
@@ -361,12 +362,13 @@ def _plan(
     p.batch, p.heads, p.heads_per_kv = batch, heads, heads // heads_kv
     p.seq_q, p.seq_k, p.q_tiles = seq_q, seq_k, q_tiles
     head_bytes = seq_k * (head_dim + value_dim) * dtype.itemsize // (p.heads_per_kv * max(1, sequences))
-    p.section = max(1, min(batch * heads, _CACHED_BYTES // max(1, head_bytes)))
+    all_heads = heads if sequences else batch * heads
+    p.section = max(1, min(all_heads, _CACHED_BYTES // max(1, head_bytes)))
     p.scale, p.negate = abs(scale), scale < 0
     p.left, p.right = left or 0, right or 0
     if softcap is not None:
         p.softcap, p.softcap_inverse = softcap, 1 / softcap
-    grid = q_tiles * heads * (1 if sequences else batch)
+    grid = q_tiles * all_heads
     config = LaunchConfig(grid, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
     return _Plan(kernel, config, p, block_sizes if mask_mod and not sequences else None)

@@ -10,7 +10,7 @@ using Eight = scalar __attribute__((ext_vector_type(8)));
 
 constexpr int PAD = 8;  // elements
 
-// A tile of rows spans less than 2^32 bytes, if the call did not say that it does not.
+// A tile of rows spans less than 2^31 bytes, if the call did not say that it does not.
 template <bool wide>
 struct OffsetOf {
     using type = unsigned;

@@ -306,6 +306,19 @@ def test_large_logits_of_both_signs(stream: Stream, dtype: np.dtype) -> None:
     check_flash(stream, q * dtype.type(20), k * dtype.type(20), v)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-46, -1e-46, 1e-40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_scale_that_float32_cannot_hold(stream: Stream, dtype: Any, scale: float) -> None:
+    q, k, v = qkv(2, 40, 50, 2, 1, 32, dtype=dtype)
+    check_flash(stream, q, k, v, causal=True, scale=scale)
+
+
+@pytest.mark.parametrize("softcap", [1.0, 1e3, 1e5, 1e7])
+def test_a_cap_far_above_the_scores(stream: Stream, softcap: float) -> None:
+    q, k, v = qkv(2, 40, 50, 2, 1, 64, dtype=np.float32)
+    check_flash(stream, 2 * q, 2 * k, v, softcap=softcap)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_visible_key_gives_its_value(stream: Stream, dtype: np.dtype) -> None:
     q, k, v = qkv(2, 70, 150, 2, 2, 32, dtype=dtype)

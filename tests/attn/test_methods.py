@@ -165,10 +165,13 @@ def bad_arguments() -> dict[str, tuple[dict[str, Any], str]]:
         "no window": ({"window": None}, "window is None"),
         "softcap 0": ({"softcap": 0}, "softcap is 0.0; it takes a positive number"),
         "softcap text": ({"softcap": "1"}, "softcap is '1'"),
+        "softcap large": ({"softcap": 1e39}, "softcap is 1e.39; it takes a positive number of at most"),
+        "softcap small": ({"softcap": 1e-39}, "softcap is 1e.39; it takes a positive number of at most"),
         "softcap nan": ({"softcap": float("nan")}, "softcap is nan"),
         "causal 1": ({"causal": 1}, "causal is 1; it takes True or False"),
         "scale list": ({"scale": [1]}, r"scale is \[1\]"),
         "scale True": ({"scale": True}, "scale is True"),
+        "scale large": ({"scale": -1e39}, "scale is -1e.39; it takes a number of at most"),
         "layout": ({"layout": "sbhd"}, "layout is 'sbhd'"),
         "layout list": ({"layout": ["bshd"]}, "layout is"),
         "slopes shape": ({"alibi_slopes": np.zeros(3)}, r"alibi_slopes has shape \(3,\); it takes \(4,\) or \(2, 4\)"),
@@ -217,6 +220,13 @@ def test_what_is_remembered_does_not_let_another_type_through(stream: Stream, te
     ):
         with pytest.raises(ArgumentError, match=message):
             hipattn.attention(*tensors, stream=stream, **options)
+
+
+def test_more_rows_than_positions_can_count_are_refused(stream: Stream) -> None:
+    (row,) = upload(stream, np.zeros((1, 1, 1, 8), np.float16))
+    many = row.broadcast_to((1, 2**30, 1, 8))
+    with pytest.raises(ArgumentError, match=r"k has 1073741824 rows; it takes fewer than 2\^30"):
+        hipattn.attention(row, many, many, stream=stream)
 
 
 def test_a_closed_tensor_is_refused_before_anything_is_allocated(stream: Stream, tensors: list[DeviceTensor]) -> None:

@@ -71,6 +71,18 @@ def test_each_dtype(stream: Stream, feature: str, dtype: np.dtype) -> None:
     check(stream, packed(dtype=dtype), STARTS_Q, STARTS_K, **options)
 
 
+def test_very_many_sequences_of_which_one_is_not_empty(stream: Stream) -> None:
+    """The square of their number is 2^32."""
+    sequences, rows = 2**16, 20
+    q = np.random.default_rng(0).standard_normal((rows, 1, 8)).astype(np.float16)
+    skip_unless_served(stream, np.float16, 8)
+    starts = np.full(sequences + 1, rows)
+    starts[: sequences // 2] = 0
+    out = attention_varlen(q, q, q, starts, starts, causal=True, method="flash", stream=stream)
+    alone = hipattn.attention(q[None], q[None], q[None], causal=True, method="flash", stream=stream)[0]
+    assert same_bits(out, alone)
+
+
 @pytest.mark.parametrize("feature", PACKED)
 def test_each_option(stream: Stream, feature: str) -> None:
     options = FEATURES[feature](Sizes(len(LENGTHS_Q), 4, 150, 170, np.dtype(np.float16)))
@@ -206,6 +218,7 @@ def bad_arguments() -> dict[str, tuple[dict[str, Any], str]]:
         "number": ({"cu_seqlens_q": 3}, r"cu_seqlens_q has shape \(\)"),
         "matrix": ({"cu_seqlens_q": STARTS_Q[None]}, r"cu_seqlens_q has shape \(1, 8\)"),
         "nothing": ({"cu_seqlens_q": []}, "cu_seqlens_q is|cu_seqlens_q has shape"),
+        "none": ({"cu_seqlens_q": [0], "cu_seqlens_k": [0]}, "cu_seqlens_q has no sequence; there are 253 rows"),
         "counts": ({"cu_seqlens_k": STARTS_K[1:]}, r"cu_seqlens_k has shape \(7,\)"),
         "slopes": ({"alibi_slopes": np.zeros((3, 4), np.float32)}, r"alibi_slopes has shape .* \(4,\) or \(7, 4\)"),
         "staged": ({"method": "staged"}, "cu_seqlens_q is given; method 'staged' takes"),
@@ -230,6 +243,12 @@ def test_bad_arguments(stream: Stream, case: str, place: str) -> None:
         attention_varlen(**given)
     assert live() == before
     assert not [name for name, _ in calls if "Malloc" in name or "Launch" in name]
+
+
+def test_rows_of_no_sequence_are_refused_with_starts_on_the_device(stream: Stream) -> None:
+    starts = DeviceTensor.from_numpy(np.zeros(1, np.int32), stream=stream)
+    with pytest.raises(ArgumentError, match="cu_seqlens_q has no sequence; there are 253 rows"):
+        attention_varlen(*upload(stream, *packed()), starts, starts, stream=stream)
 
 
 def test_starts_on_the_device_are_of_int32_and_contiguous(stream: Stream) -> None:
