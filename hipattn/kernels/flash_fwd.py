@@ -37,6 +37,7 @@ class FlashFwdParams(Arguments):
         *((f"{tensor}_{axis}", ctypes.c_int64) for tensor in "qkv" for axis in ("batch", "row", "head")),
         *((f"out_{axis}", ctypes.c_int64) for axis in ("batch", "row", "head")),
         *((name, ctypes.c_int64) for name in ("lse_batch", "lse_head", "slopes_batch")),
+        *((name, ctypes.c_int64) for name in ("block_mask_batch", "block_mask_head")),
         *(
             (f"{tensor}_{axis}", ctypes.c_int64)
             for tensor in ("bias", "mask")
@@ -256,7 +257,10 @@ def _fill(
                 mod.fill(p, first, first)
                 given |= {f"{mod.argument} {n}": tensor for n, tensor in enumerate(mod.tensors)}
         if mask_mod is not None and plan.block_mask is not None:
-            given["block_mask"] = _block_mask(mask_mod, plan.block_mask, stream)
+            tiles = given["block_mask"] = _block_mask(mask_mod, plan.block_mask, stream)
+            p.block_mask_batch, p.block_mask_head = (
+                step if size > 1 else 0 for size, step in zip(tiles.shape[:2], tiles.strides[:2], strict=True)
+            )
     check_device(stream, **given)
     for name, tensor in given.items():
         if name in ("bias", "mask"):
@@ -273,6 +277,8 @@ def _fill(
 def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> DeviceTensor:
     """Return what a mask leaves of each tile. A mask without tensors does not change, and keeps it."""
     batch, heads, seq_q, seq_k, block_m, block_n = sizes
+    # One mask for all batch entries, or heads, that the expression does not tell apart.
+    batch, heads = (size if mask_mod.uses(name) else 1 for name, size in (("b", batch), ("h", heads)))
     kept = mask_mod.block_masks.get((stream, sizes))
     if kept is None or kept.buffer.closed:
         kept = DeviceTensor.empty((batch, heads, -(-seq_q // block_m), -(-seq_k // block_n)), UINT8, stream=stream)
@@ -284,7 +290,7 @@ def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> De
     return kept
 
 
-_KEPT_BLOCK_MASKS = 8
+_KEPT_BLOCK_MASKS = 4
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ class _Mod:
             self._uploaded[device.index] = type(self)(self.expression, python=self.python, **values).on(stream)
         return self._uploaded[device.index]
 
+    def uses(self, name: str) -> bool:
+        """Return whether the expression names this."""
+        return re.search(rf"\b{name}\b", self.expression) is not None
+
     def render(self, name: str, first_tensor: int, first_scalar: int, *, params: str = "FlashFwdParams") -> str:
         """Return the device function that evaluates the expression.
 

@@ -78,7 +78,8 @@ __device__ inline bool find_place(const FlashFwdParams& p, Place& place) {
     if constexpr (MASK) place.mask = static_cast<const unsigned char*>(p.mask) + b * p.mask_batch + h * p.mask_head;
     if constexpr (BLOCK_MASK) {
         const i64 k_tiles = (p.seq_k + BLOCK_N - 1) / BLOCK_N;
-        place.tiles = static_cast<const unsigned char*>(p.block_mask) + ((b * heads + h) * q_tiles + tile) * k_tiles;
+        place.tiles = static_cast<const unsigned char*>(p.block_mask) + b * p.block_mask_batch +
+                      h * p.block_mask_head + tile * k_tiles;
     }
     return true;
 }
