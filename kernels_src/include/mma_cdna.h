@@ -99,43 +99,10 @@ __device__ inline float row_sum(float x) {
 }
 __device__ inline bool leads_row() { return lane_group() == 0; }
 
-// TILES accumulators for each M queries of the wave: as many as WAVE_ROWS x (TILES * M) numbers need.
-template <int TILES>
-struct Accumulators {
-    static constexpr int ROWS = WAVE_ROWS / M, EACH = TILES * HELD;
-    Accumulator tile[ROWS][TILES];
+constexpr int NEIGHBOURS = 4;
+__device__ inline int held_row(int e) { return 4 * GROUPS * (e / 4) + 4 * lane_group() + e % 4; }
 
-    __device__ void clear() {
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-            for (int t = 0; t < TILES; ++t) tile[r][t] = Accumulator(0.0f);
-    }
-    __device__ float get(int r, int n) const { return tile[r][n / HELD][n % HELD]; }
-    __device__ void set(int r, int n, float x) { tile[r][n / HELD][n % HELD] = x; }
-    __device__ void scale(int r, float factor) {
-#pragma unroll
-        for (int t = 0; t < TILES; ++t) tile[r][t] *= factor;
-    }
-    // Element n's place in the direction of the accumulators' rows.
-    __device__ static int place(int n) {
-        const int e = n % HELD;
-        return n / HELD * M + 4 * GROUPS * (e / 4) + 4 * lane_group() + e % 4;
-    }
-    __device__ static int row(int r) { return r * M + lane_column(); }
-};
-
-struct Scores : Accumulators<BLOCK_N / M> {
-    static constexpr int KEYS = EACH;
-    __device__ static int key(int n) { return place(n); }
-};
-
-struct Output : Accumulators<V_COLUMNS / M> {
-    static constexpr int COLUMNS = EACH, RUN = 4;
-    __device__ static int column(int c) { return place(c); }
-    __device__ void regroup() {}
-    __device__ static int regrouped(int c) { return column(c); }
-};
+#include "transposed.h"
 
 using KTile = RowTile<HEAD_DIM, QK_COLUMNS>;
 // Narrow pieces where that gives more threads a part.

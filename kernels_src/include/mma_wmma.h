@@ -10,40 +10,10 @@ constexpr int HELD = 8;  // elements of an accumulator in a lane
 constexpr int QK_COLUMNS = (HEAD_DIM + M - 1) / M * M, V_COLUMNS = (VALUE_DIM + M - 1) / M * M;
 static_assert(WAVE_ROWS % M == 0 && BLOCK_N % M == 0);
 
-// TILES accumulators for each M queries of the wave: as many as WAVE_ROWS x (TILES * M) numbers need.
-template <int TILES>
-struct Accumulators {
-    static constexpr int ROWS = WAVE_ROWS / M, EACH = TILES * HELD;
-    Accumulator tile[ROWS][TILES];
+constexpr int NEIGHBOURS = HELD;
+__device__ inline int held_row(int e) { return lane_half() * HELD + e; }
 
-    __device__ void clear() {
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-            for (int t = 0; t < TILES; ++t) tile[r][t] = Accumulator(0.0f);
-    }
-    __device__ float get(int r, int n) const { return tile[r][n / HELD][n % HELD]; }
-    __device__ void set(int r, int n, float x) { tile[r][n / HELD][n % HELD] = x; }
-    __device__ void scale(int r, float factor) {
-#pragma unroll
-        for (int t = 0; t < TILES; ++t) tile[r][t] *= factor;
-    }
-    // Element n's place in the direction of the accumulators' rows.
-    __device__ static int place(int n) { return n / HELD * M + lane_half() * HELD + n % HELD; }
-    __device__ static int row(int r) { return r * M + lane_column(); }
-};
-
-struct Scores : Accumulators<BLOCK_N / M> {
-    static constexpr int KEYS = EACH;
-    __device__ static int key(int n) { return place(n); }
-};
-
-struct Output : Accumulators<V_COLUMNS / M> {
-    static constexpr int COLUMNS = EACH, RUN = HELD;
-    __device__ static int column(int c) { return place(c); }
-    __device__ void regroup() {}
-    __device__ static int regrouped(int c) { return column(c); }
-};
+#include "transposed.h"
 
 using KTile = RowTile<HEAD_DIM, QK_COLUMNS, RowOrder>;
 // Keys in their order. Fewer columns a thread where there are more threads than work.
