@@ -65,6 +65,21 @@ class GGUFFile:
         """Whether the file has a tensor of this name."""
         return name in self._tensors
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names, in the file's order."""
+        return tuple(self._tensors)
+
+    def nbytes(self, name: str) -> int:
+        """Return how many bytes of the file a tensor takes.
+
+        Raises
+        ------
+        ModelError
+            There is no such tensor.
+        """
+        return int(self._entry(name).n_bytes)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, slowest dimension first.
 
@@ -76,7 +91,7 @@ class GGUFFile:
         return tuple(int(n) for n in reversed(self._entry(name).shape))
 
     def tensor(
-        self, name: str, shape: tuple[int, ...] | None = None, *, rows: NDArray[np.integer] | None = None
+        self, name: str, shape: tuple[int, ...] | None = None, *, rows: NDArray[np.integer] | slice | None = None
     ) -> NDArray[np.float32]:
         """Return a tensor's values as float32, dequantised now. The array may be read-only.
 
@@ -101,7 +116,8 @@ class GGUFFile:
             raise ModelError(f"{self.path}: tensor {name} has shape {self.shape(name)}, expected {shape}")
         data = np.asarray(entry.data if rows is None else entry.data[rows])
         try:
-            return np.asarray(gguf.dequantize(data, entry.tensor_type), np.float32)
+            with np.errstate(invalid="ignore", over="ignore"):  # infinite scales of damaged blocks
+                return np.asarray(gguf.dequantize(data, entry.tensor_type), np.float32)
         except NotImplementedError:
             kind = entry.tensor_type.name
             raise ModelError(f"{self.path}: tensor {name} is {kind}, which cannot be dequantised") from None

@@ -45,6 +45,12 @@ def _tensors() -> dict[str, np.ndarray]:
         "blk.0.attn_q": (32, 32),
         "blk.0.attn_k": (16, 32),
         "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32),
+        "blk.0.ffn_norm": (32,),
+        "blk.0.ffn_gate": (64, 32),
+        "blk.0.ffn_up": (64, 32),
+        "blk.0.ffn_down": (32, 64),
+        "output_norm": (32,),
     }
     return {f"{n}.weight": rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
 
