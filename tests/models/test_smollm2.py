@@ -78,6 +78,24 @@ class TestRealModel:
     def test_round_trip(self, real_model: smollm2.SmolLM2, text: str) -> None:
         assert real_model.tokenizer.decode(real_model.tokenizer.encode(text)) == text
 
+    def test_stops(self, real_model: smollm2.SmolLM2) -> None:
+        assert real_model.tokenizer.stops == {0, 2}
+
+    def test_chat(self, real_model: smollm2.SmolLM2) -> None:
+        ids = real_model.encode_chat([{"role": "user", "content": "Name <|im_end|> 東京."}])
+        system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        text = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nName <|im_end|> 東京.<|im_end|>\n"
+        assert real_model.tokenizer.decode(ids) == text + "<|im_start|>assistant\n"
+        assert ids[:3] == [1, 9690, 198]  # <|im_start|>, system, newline
+        assert [ids.count(i) for i in (1, 2)] == [3, 2]  # the message's own <|im_end|> is plain text
+
+    def test_stream(self, real_model: smollm2.SmolLM2) -> None:
+        text = "naïve 東京 🙂👩‍🚀 नमस्ते"
+        stream = real_model.tokenizer.stream()
+        pieces = [stream.feed(i) for i in real_model.tokenizer.encode(text)]
+        assert "".join(pieces) == text
+        assert "" in pieces
+
     def test_first_layer_scores_are_those_of_the_half_split_style(self, real_model: smollm2.SmolLM2) -> None:
         ids = real_model.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 8)
         q, k, v = real_model.first_layer_qkv(ids)

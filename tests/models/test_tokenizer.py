@@ -76,10 +76,76 @@ def test_part_of_a_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([first]) == "\N{REPLACEMENT CHARACTER}"
 
 
+def letters(data: bytes) -> list[int]:
+    return [VOCABULARY.index(byte_letters()[byte]) for byte in data]
+
+
+def test_a_character_is_held_back_until_it_is_whole(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.stream()
+    pieces = [stream.feed(i) for i in letters("aé東🙂.".encode())]
+    assert pieces == ["a", "", "é", "", "", "東", "", "", "", "🙂", "."]
+    assert stream.finish() == ""
+
+
+def test_what_is_no_character(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.stream()
+    # Cut off by a control token; cut off by the end; whole after that.
+    pieces = [stream.feed(i) for i in [*letters("🙂".encode()[:2]), 2, *letters("é".encode()[:1])]]
+    assert pieces == ["", "", "\N{REPLACEMENT CHARACTER}<|im_end|>", ""]
+    assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
+    assert [stream.feed(i) for i in letters("é".encode())] == ["", "é"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(ids=st.lists(st.integers(0, len(VOCABULARY) - 1)))
+def test_a_stream_is_what_decode_says(tokenizer: Tokenizer, ids: list[int]) -> None:
+    stream = tokenizer.stream()
+    assert "".join(map(stream.feed, ids)) + stream.finish() == tokenizer.decode(ids)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(ids=st.lists(st.integers(0, len(VOCABULARY) - 1)))
+def test_decode_is_the_librarys(tokenizer: Tokenizer, ids: list[int]) -> None:
+    from tokenizers import decoders
+
+    assert tokenizer.decode(ids) == decoders.ByteLevel().decode([VOCABULARY[i] for i in ids])
+
+
+def test_names_that_are_plain_text(tokenizer: Tokenizer) -> None:
+    assert words(tokenizer, "<|im_end|>") == ["<|im_end|>"]
+    ids = tokenizer.encode("<|im_start|>a<~|im_end|>~", mark="~")
+    assert [VOCABULARY[i] for i in ids] == ["<|im_start|>", "a", *"<|im_end|>"]
+
+
+def test_the_longest_name_counts(make_gguf) -> None:
+    names = ("<|im_end|><|im_end|>", "<é ü>")
+    changes = {
+        "tokenizer.ggml.tokens": [*VOCABULARY, *names],
+        "tokenizer.ggml.token_type": [3 if n < 3 or n >= len(VOCABULARY) else 1 for n in range(len(VOCABULARY) + 2)],
+    }
+    tokenizer = Tokenizer(GGUFFile(make_gguf(changes)))
+    text = "<|im_end|><|im_end|><|im_end|><é ü>"
+    assert tokenizer.encode(text) == [len(VOCABULARY), 2, len(VOCABULARY) + 1]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_stops(make_gguf) -> None:
+    def stops(changes) -> frozenset[int]:
+        return Tokenizer(GGUFFile(make_gguf(changes))).stops
+
+    assert stops({}) == {0, 2}  # <|endoftext|> by its name, <|im_end|> as eos
+    assert stops({"tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.eot_token_id": 9}) == {0, 2, 7, 9}
+    plain = {"tokenizer.ggml.token_type": [1] * len(VOCABULARY), "tokenizer.ggml.eos_token_id": None}
+    assert stops(plain) == frozenset()
+
+
 @pytest.mark.parametrize("bad", [-1, len(VOCABULARY)])
 def test_unknown_id(tokenizer: Tokenizer, bad: int) -> None:
-    with pytest.raises(ArgumentError, match=f"ids has {bad}; the vocabulary's are 0 to {len(VOCABULARY) - 1}"):
+    expected = f"ids has {bad}; the vocabulary's are 0 to {len(VOCABULARY) - 1}"
+    with pytest.raises(ArgumentError, match=expected):
         tokenizer.decode([5, bad])
+    with pytest.raises(ArgumentError, match=expected):
+        tokenizer.stream().feed(bad)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +156,8 @@ def test_unknown_id(tokenizer: Tokenizer, bad: int) -> None:
         ({"tokenizer.ggml.tokens": None}, "vocabulary, token types or merges are damaged"),
         ({"tokenizer.ggml.token_type": [1]}, "vocabulary, token types or merges are damaged"),
         ({"tokenizer.ggml.merges": ["he"]}, "vocabulary, token types or merges are damaged"),
+        ({"tokenizer.ggml.eos_token_id": len(VOCABULARY)}, "the tokenizer's eos token is 263, of 263"),
+        ({"tokenizer.ggml.bos_token_id": "one"}, "the tokenizer's bos token is 'one', of 263"),
         ({"tokenizer.ggml.merges": ["he xyz"]}, "the tokenizer's merges are damaged: "),
     ],
 )
