@@ -11,7 +11,7 @@ from typing import Any
 from hipattn.errors import ArgumentError, ModelError
 from hipattn.models.extra import models_extra
 from hipattn.models.safetensors_file import SafetensorsFile
-from hipattn.models.weights import Weights
+from hipattn.models.weights import Weights, layers
 
 __all__ = ["BertHyperparameters", "BertTokenizer", "BertWeights"]
 
@@ -133,7 +133,7 @@ class BertWeights(Weights):
     def __init__(self, file: SafetensorsFile, hyperparameters: BertHyperparameters) -> None:
         self.hyperparameters = h = hyperparameters
         dimensions: dict[str, tuple[str, ...]] = dict(EMBEDDINGS)
-        for layer in range(h.layers):
+        for layer in layers(file, h.layers):
             for name, names in LAYER.items():
                 dimensions[f"encoder.layer.{layer}.{name}.weight"] = names
                 dimensions[f"encoder.layer.{layer}.{name}.bias"] = names[:1]

@@ -52,7 +52,7 @@ class GGUFFile:
         if magic != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'")
         try:
-            reader = gguf.GGUFReader(self.path)
+            reader = _strict(gguf.GGUFReader)(self.path)
             # Plain values: the reader's own fields hold an array for each word of the vocabulary.
             self.metadata = {name: field.contents() for name, field in reader.fields.items()}
         except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -121,8 +121,26 @@ class GGUFFile:
         except NotImplementedError:
             kind = entry.tensor_type.name
             raise ModelError(f"{self.path}: tensor {name} is {kind}, which cannot be dequantised") from None
+        except ValueError as error:
+            raise ModelError(f"{self.path}: tensor {name} is damaged: {error}") from error
 
     def _entry(self, name: str) -> Any:
         if name not in self._tensors:
             raise ModelError(f"{self.path} has no tensor {name!r} among its {len(self._tensors)}")
         return self._tensors[name]
+
+
+def _strict(reader: Any) -> Any:
+    """Return a reader that does not read past the file's end.
+
+    gguf's takes what is there: from an array whose length is damaged it can read nothing for hours.
+    """
+
+    class Strict(reader):  # type: ignore[misc]
+        def _get(self, offset: int, dtype: Any, count: int = 1, *others: Any, **named: Any) -> Any:
+            got = super()._get(offset, dtype, count, *others, **named)
+            if len(got) < count:
+                raise ValueError(f"it ends before {count} values at byte {offset}")
+            return got
+
+    return Strict

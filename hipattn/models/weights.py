@@ -16,7 +16,7 @@ from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.hyperparameters import Hyperparameters
 from hipattn.tensor import as_dtype
 
-__all__ = ["LlamaWeights", "TensorFile", "Weight", "Weights"]
+__all__ = ["LlamaWeights", "TensorFile", "Weight", "Weights", "layers"]
 
 # How many values are held in float32 on the way to another dtype.
 CHUNK = 1 << 22
@@ -205,7 +205,7 @@ class LlamaWeights(Weights):
         self.hyperparameters = h = Hyperparameters.read(file)
         self.tied = OUTPUT not in file
         dimensions: dict[str, tuple[str, ...]] = {EMBEDDING: ("vocabulary", "hidden")}
-        for layer in range(h.layers):
+        for layer in layers(file, h.layers):
             dimensions |= {f"blk.{layer}.{name}.weight": names for name, names in LAYER.items()}
         dimensions[NORM] = ("hidden",)
         if not self.tied:
@@ -218,6 +218,19 @@ class LlamaWeights(Weights):
             "kv_heads * head_dim": h.kv_heads * h.head_dim,
         }
         super().__init__(file, dimensions, sizes)
+
+
+def layers(file: TensorFile, count: int) -> range:
+    """Return the numbers of a model's layers.
+
+    Raises
+    ------
+    ModelError
+        There are more layers than tensors: `count` is damaged.
+    """
+    if count > len(file.names):
+        raise ModelError(f"{file.path} is to have {count} layers, and has {len(file.names)} tensors")
+    return range(count)
 
 
 def _refuse(file: TensorFile, what: str, names: list[str]) -> None:

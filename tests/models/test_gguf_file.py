@@ -10,6 +10,7 @@ import pytest
 
 from hipattn.errors import ModelError
 from hipattn.models.gguf_file import GGUFFile
+from tests.models.conftest import VOCABULARY
 
 gguf = pytest.importorskip("gguf")
 Kind = gguf.GGMLQuantizationType
@@ -115,6 +116,17 @@ def test_truncated_anywhere(make_gguf) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(ModelError, match="truncated or damaged GGUF"):
             GGUFFile(path)
+
+
+@pytest.mark.parametrize("padding", ["", "x", "xx", "xxx"])
+def test_an_array_that_claims_to_be_longer_than_the_file(make_gguf, padding: str) -> None:
+    key = "tokenizer.ggml.token_type"
+    path = make_gguf({"tokenizer.ggml.tokens": [*VOCABULARY[:-1], "'s" + padding]})
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.find(key.encode()) + len(key) + 4 + 4 + 5] = 1  # type, type of the elements, length: + 2^40
+    path.write_bytes(damaged)
+    with pytest.raises(ModelError, match="truncated or damaged GGUF file: "):
+        GGUFFile(path)
 
 
 def test_unsupported_quantisation(make_gguf) -> None:

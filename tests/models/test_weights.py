@@ -114,6 +114,11 @@ def test_many_missing_tensors(make_gguf) -> None:
         load(path)
 
 
+def test_more_layers_than_tensors(make_gguf) -> None:
+    with pytest.raises(ModelError, match="is to have 4294967295 layers, and has 11 tensors"):
+        load(make_gguf({"llama.block_count": 2**32 - 1}))
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
