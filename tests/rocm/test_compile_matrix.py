@@ -19,7 +19,7 @@ from hipattn.compiler.code_object import check
 from hipattn.compiler.loader import build
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import CHECKED_ARCHS, wave_size
-from hipattn.kernels import block_mask, causal_mask, confine, convert, kv_append, scale, softmax
+from hipattn.kernels import block_mask, causal_mask, confine, convert, kv_append, norm, scale, softmax
 from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
@@ -91,6 +91,16 @@ def softmaxes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
+def norms(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes), draw(dtypes)
+    columns = 2 ** draw(st.integers(0, 16)) + draw(st.integers(0, 1))
+    constants = softmax.choose(columns, draw(vectors(*names)), wave_size(arch))
+    residual = draw(st.booleans())
+    options = {"bias": draw(st.booleans()), "residual": residual, "sum_out": residual and draw(st.booleans())}
+    return family.specialise(*names, constants, kind=draw(st.sampled_from(family.KINDS)), **options)
+
+
+@st.composite
 def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     expression = draw(st.sampled_from(["k <= q", "q / size == k / size", "starts[b] <= k && k < ends[h] * factor"]))
     ends = np.zeros(4, draw(st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32])))
@@ -105,6 +115,7 @@ STRATEGIES = {
     confine: confinements,
     convert: conversions,
     kv_append: one_dtype,
+    norm: norms,
     scale: one_dtype,
     softmax: softmaxes,
 }
