@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels import block_mask, causal_mask, confine, convert, flash_fwd, kv_append, norm, scale, softmax
+from hipattn.kernels import block_mask, causal_mask, confine, convert, flash_fwd, kv_append, norm, rope, scale, softmax
 
 __all__ = ["FAMILIES", "defaults"]
 
-FAMILIES = (block_mask, causal_mask, confine, convert, flash_fwd, kv_append, norm, scale, softmax)
+FAMILIES = (block_mask, causal_mask, confine, convert, flash_fwd, kv_append, norm, rope, scale, softmax)
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:

@@ -19,7 +19,7 @@ from hipattn.compiler.code_object import check
 from hipattn.compiler.loader import build
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import CHECKED_ARCHS, wave_size
-from hipattn.kernels import block_mask, causal_mask, confine, convert, kv_append, norm, scale, softmax
+from hipattn.kernels import block_mask, causal_mask, confine, convert, kv_append, norm, rope, scale, softmax
 from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
@@ -101,6 +101,12 @@ def norms(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
+def ropes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype = draw(dtypes)
+    return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(family.STYLES)))
+
+
+@st.composite
 def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     expression = draw(st.sampled_from(["k <= q", "q / size == k / size", "starts[b] <= k && k < ends[h] * factor"]))
     ends = np.zeros(4, draw(st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32])))
@@ -116,6 +122,7 @@ STRATEGIES = {
     convert: conversions,
     kv_append: one_dtype,
     norm: norms,
+    rope: ropes,
     scale: one_dtype,
     softmax: softmaxes,
 }
