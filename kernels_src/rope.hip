@@ -12,7 +12,7 @@
 // by 2^-8 radians at position 131072, where neighbouring floats are that far apart.
 //
 // Bound by memory, almost: each element is read and written once, VECTOR pairs a thread at a time, with a sine and a
-// cosine a pair. Two 512-element tables travel with the arguments: no memory to own.
+// cosine a pair. Two tables of 256 travel with the arguments: no memory to own.
 #include "rows.h"
 
 __device__ inline void turn(float& a, float& b, float position, float high, float low) {
@@ -33,13 +33,13 @@ __device__ inline void turn_vector(scalar* out, const scalar* x, i64 pair, float
     float values[2][VECTOR];
     load_row(values[0], x, first, columns, 0.0f);
     load_row(values[1], x + apart, second, columns, 0.0f);
+    // The tables have a multiple of VECTOR entries: past the last pair there is another to read.
 #pragma unroll
     for (int e = 0; e < VECTOR; ++e) {
-        const i64 i = pair + e < p.pairs ? pair + e : pair;
         // Pair e of 2 * VECTOR neighbours, or of two rows of VECTOR.
         float& a = INTERLEAVED ? values[2 * e / VECTOR][2 * e % VECTOR] : values[0][e];
         float& b = INTERLEAVED ? values[(2 * e + 1) / VECTOR][(2 * e + 1) % VECTOR] : values[1][e];
-        turn(a, b, position, p.turns_high[i], p.turns_low[i]);
+        turn(a, b, position, p.turns_high[pair + e], p.turns_low[pair + e]);
     }
     store_row(values[0], out, first, columns);
     store_row(values[1], out + apart, second, columns);

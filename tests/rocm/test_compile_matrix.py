@@ -19,7 +19,20 @@ from hipattn.compiler.code_object import check
 from hipattn.compiler.loader import build
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import CHECKED_ARCHS, wave_size
-from hipattn.kernels import block_mask, causal_mask, confine, convert, kv_append, norm, rope, scale, softmax
+from hipattn.kernels import (
+    activation,
+    add,
+    block_mask,
+    causal_mask,
+    confine,
+    convert,
+    embedding,
+    kv_append,
+    norm,
+    rope,
+    scale,
+    softmax,
+)
 from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
@@ -107,6 +120,26 @@ def ropes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
+def activations(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype, bias_dtype = draw(dtypes), draw(st.none() | dtypes)
+    names = (dtype,) if bias_dtype is None else (dtype, bias_dtype)
+    options = {"kind": draw(st.sampled_from(family.KINDS)), "gated": draw(st.booleans()), "bias_dtype": bias_dtype}
+    return family.specialise(dtype, draw(vectors(*names)), **options)
+
+
+@st.composite
+def additions(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes), draw(dtypes)
+    return family.specialise(*names, draw(vectors(*names)))
+
+
+@st.composite
+def embeddings(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes)
+    return family.specialise(*names, draw(vectors(*names)), added=draw(st.integers(0, family.MAX_ADDED)))
+
+
+@st.composite
 def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     expression = draw(st.sampled_from(["k <= q", "q / size == k / size", "starts[b] <= k && k < ends[h] * factor"]))
     ends = np.zeros(4, draw(st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32])))
@@ -116,10 +149,13 @@ def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisatio
 
 
 STRATEGIES = {
+    activation: activations,
+    add: additions,
     block_mask: block_masks,
     causal_mask: one_dtype,
     confine: confinements,
     convert: conversions,
+    embedding: embeddings,
     kv_append: one_dtype,
     norm: norms,
     rope: ropes,
