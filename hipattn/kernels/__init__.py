@@ -17,6 +17,7 @@ from hipattn.kernels import (
     kv_append,
     norm,
     rope,
+    sample,
     scale,
     softmax,
 )
@@ -35,6 +36,7 @@ FAMILIES = (
     kv_append,
     norm,
     rope,
+    sample,
     scale,
     softmax,
 )

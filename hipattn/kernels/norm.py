@@ -65,9 +65,9 @@ def specialise(
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
-    """Return the kernels for aligned rows of 512 to 16384 elements in one dtype, as whole models ask for them."""
+    """Return the kernels for aligned rows of 1024 to 8192 elements in one dtype, as whole models ask for them."""
     for dtype in SCALARS:
-        lengths = (2**n for n in range(9, 15))
+        lengths = (2**n for n in range(10, 14))
         chosen = {tuple(choose(columns, widest(dtype), wave_size(arch)).items()) for columns in lengths}
         for constants in sorted(chosen):
             for residual in (False, True):

@@ -30,6 +30,7 @@ from hipattn.kernels import (
     kv_append,
     norm,
     rope,
+    sample,
     scale,
     softmax,
 )
@@ -140,6 +141,12 @@ def embeddings(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation
 
 
 @st.composite
+def samples(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype = draw(dtypes)
+    return family.specialise(dtype, draw(vectors(dtype)), long=draw(st.booleans()), draw=draw(st.booleans()))
+
+
+@st.composite
 def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     expression = draw(st.sampled_from(["k <= q", "q / size == k / size", "starts[b] <= k && k < ends[h] * factor"]))
     ends = np.zeros(4, draw(st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32])))
@@ -159,6 +166,7 @@ STRATEGIES = {
     kv_append: one_dtype,
     norm: norms,
     rope: ropes,
+    sample: samples,
     scale: one_dtype,
     softmax: softmaxes,
 }
