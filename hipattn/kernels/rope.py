@@ -50,8 +50,8 @@ class RopeParams(Arguments):
         ("step", ctypes.c_uint32),
         ("row_shift", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
-        ("turns_high", _Table),
-        ("turns_low", _Table),
+        ("high", _Table),
+        ("low", _Table),
     )
 
 
@@ -81,8 +81,8 @@ def launch(
 ) -> None:
     """Turn pairs of elements of each head by their token's position, in float32, rounded once to the dtype.
 
-    Pair i is turned by position · base^(−2i / rotary_dim) radians. Angles are right to 2^-24 of a turn for every
-    position below 2^24 (see the kernel).
+    Pair i is turned by position · base^(−2i / rotary_dim) radians. Angles are right to 1e-7 for every position
+    below 2^24 (see the kernel).
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def launch(
     if plan is None:
         return
     kernel, config, strides, sizes = plan
-    tables = _turns(sizes[3], base, factors)
+    tables = _quarters(sizes[3], base, factors)
     pointers = x.pointer, out.pointer, None if starts is None else starts.pointer
     for tensor in (x, out, starts):
         if tensor is not None:
@@ -185,9 +185,8 @@ def _plan(
         return None
     if rows >= 2**31:
         raise ArgumentError(f"x has {batch} * {tokens} * {heads} heads of tokens; it takes fewer than 2^31")
-    # Halves, and what is not turned, start at a distance of their own.
-    apart = (0 if style == "interleaved" else pairs, turned if rest else 0)
-    vector = vector_width(*((address, dtype.itemsize, (*steps[:3], *apart)) for _, _, steps, address in (x, out)))
+    # A thread takes whole vectors of pairs and of the rest.
+    vector = vector_width(*((address, dtype.itemsize, (*steps[:3], pairs, rest)) for _, _, steps, address in (x, out)))
     row_shift, blocks_per_row, config = share(rows, columns, vector)
     kernel = load(specialise(dtype.name, vector, style=style), device)
     strides = (*where, *x_strides[:3], *out[2][:3])
@@ -209,11 +208,13 @@ def _starts(
 
 
 @lru_cache(maxsize=64)
-def _turns(pairs: int, base: float, factors: tuple[float, ...] | None) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
-    """Return each pair's frequency in turns a position, base^(−i / pairs) / factor / 2π, as two floats to be added."""
+def _quarters(
+    pairs: int, base: float, factors: tuple[float, ...] | None
+) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+    """Return each pair's quarter turns a position, base^(−i / pairs) / factor · 2/π, as two floats to be added."""
     if factors is not None and len(factors) != pairs:
         raise ArgumentError(f"factors has {len(factors)} numbers; it takes {pairs}, one a pair")
-    exact = float(base) ** (-np.arange(pairs) / max(pairs, 1)) / (2 * math.pi)
+    exact = float(base) ** (-np.arange(pairs) / max(pairs, 1)) * (2 / math.pi)
     if factors is not None:
         exact = exact / np.array(factors, np.float64)
     high = exact.astype(np.float32)
