@@ -4,7 +4,7 @@
 // takes a row. The largest is the first of equals. -1 where there is none to choose: a row that holds a NaN, or
 // nothing but -inf, or nothing.
 //
-// With DRAW a token's weight is exp((logit - largest) * inverse_temperature). Kept are the top_k largest logits
+// With DRAW a token's weight is 2^((logit - largest) * scale). Kept are the top_k largest logits
 // (0: all), and of these the fewest largest whose weights make up top_p of theirs; equals are kept or left together.
 // One of the kept is drawn with the probability of its weight.
 //
@@ -45,15 +45,17 @@ __device__ inline u32 ordered(float x) {
 struct Row {
     const scalar* logits;
     i64 columns;
-    float largest, inverse_temperature;
+    float largest, scale;
 
     __device__ u64 weight(float logit) const {
         if (logit == largest) return static_cast<u64>(ONE);  // infinity - infinity would be NaN
-        return static_cast<u64>(expf((logit - largest) * inverse_temperature) * ONE);
+        return static_cast<u64>(exp2_fast((logit - largest) * scale) * ONE);
     }
 };
 
-// Calls visit(logit, column) for this thread's columns, which grow.
+// Calls visit(logit, column) for this thread's columns, which grow, and up to VECTOR - 1 times past the row's end,
+// with -inf: the weight of such a logit is 0, and nothing is below it. A test of each would need more registers for
+// masks than there are.
 template <typename Visit>
 __device__ inline void each_logit(const Row& row, Visit visit) {
     for (i64 column = static_cast<i64>(threadIdx.x) * VECTOR; column < row.columns; column += BLOCK * VECTOR) {
@@ -61,7 +63,7 @@ __device__ inline void each_logit(const Row& row, Visit visit) {
         load_row(logits, row.logits, column, row.columns, -INF);
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e)
-            if (column + e < row.columns) visit(logits[e], static_cast<int>(column) + e);
+            visit(logits[e], static_cast<int>(column) + e);
     }
 }
 
@@ -82,6 +84,7 @@ __device__ inline u64 block_scan(u64 x, Scratch& scratch) {
     __syncthreads();  // an earlier scan may still be reading
     if (threadIdx.x % WAVE_SIZE == WAVE_SIZE - 1) scratch.waves[threadIdx.x / WAVE_SIZE] = x;
     __syncthreads();
+#pragma unroll 1
     for (int wave = 0; wave < static_cast<int>(threadIdx.x) / WAVE_SIZE; ++wave) x += scratch.waves[wave];
     return x;
 }
@@ -108,6 +111,7 @@ __device__ inline int find_largest(Row& row, Scratch& scratch) {
         scratch.columns[threadIdx.x / WAVE_SIZE] = at;
     }
     __syncthreads();
+#pragma unroll 1
     for (int wave = 0; wave < WAVES; ++wave) take(scratch.values[wave], scratch.columns[wave]);
     row.largest = best;
     return at == 0x7fffffff ? -1 : at;
@@ -119,7 +123,7 @@ template <typename Measure>
 __device__ inline u32 select(const Row& row, u32 floor, u64 target, Scratch& scratch, Measure measure) {
     u32 prefix = 0;
     int decided = 0;  // bits
-#pragma unroll
+#pragma unroll 1
     for (int digits = 0; digits < 3; ++digits) {
         const int bits = digits < 2 ? 11 : 10, shift = 32 - decided - bits;
         __syncthreads();
@@ -198,8 +202,7 @@ __device__ inline void draw(const Row& row, u32 floor, u64 random, int* out, Scr
         u64 sum = 0;
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) {
-            const bool kept = column + e < row.columns && ordered(logits[e]) >= floor;
-            weights[e] = kept ? row.weight(logits[e]) : 0;
+            weights[e] = ordered(logits[e]) >= floor ? row.weight(logits[e]) : 0;
             sum += weights[e];
         }
         return sum;
@@ -211,6 +214,7 @@ __device__ inline void draw(const Row& row, u32 floor, u64 random, int* out, Scr
     if (lane == WAVE_SIZE - 1) scratch.waves[wave] = own;
     __syncthreads();
     u64 before = 0, total = 0;
+#pragma unroll 1
     for (int other = 0; other < WAVES; ++other) {
         if (other < wave) before += scratch.waves[other];
         total += scratch.waves[other];
@@ -237,7 +241,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void sample(const SampleParams p)
     __shared__ Scratch scratch;
     for (i64 index = blockIdx.x; index < p.rows; index += gridDim.x) {
         int* out = static_cast<int*>(p.out) + index;
-        Row row = {static_cast<const scalar*>(p.logits) + index * p.stride, p.columns, 0.0f, p.inverse_temperature};
+        Row row = {static_cast<const scalar*>(p.logits) + index * p.stride, p.columns, 0.0f, p.scale};
         const int largest = find_largest(row, scratch);
         if (!DRAW || largest < 0) {
             if (threadIdx.x == 0) *out = largest;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
@@ -43,7 +44,7 @@ class SampleParams(Arguments):
         ("step", ctypes.c_int64),
         ("top_k", ctypes.c_uint32),
         ("top_p", ctypes.c_uint32),
-        ("inverse_temperature", ctypes.c_float),
+        ("scale", ctypes.c_float),
     )
 
 
@@ -130,8 +131,8 @@ def launch(
         tensor.buffer.used_on(stream)
     share = 0 if mass == 1 else min(2**32 - 1, max(1, round(mass * 2**32)))  # 0: all
     top = 0 if kept == logits.shape[-1] else kept
-    inverse = 1 / heat if heat else 0.0
-    kernel.launch(stream, config, SampleParams(*pointers, *sizes, key, first, top, share, inverse))
+    scale = math.log2(math.e) / heat if heat else 0.0  # weights are powers of 2
+    kernel.launch(stream, config, SampleParams(*pointers, *sizes, key, first, top, share, scale))
 
 
 def _below(name: str, value: int, end: int) -> int:
