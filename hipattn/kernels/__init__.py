@@ -5,11 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels import block_mask, causal_mask, confine, convert, flash_fwd, kv_append, scale, softmax
+from hipattn.kernels import (
+    activation,
+    add,
+    block_mask,
+    causal_mask,
+    confine,
+    convert,
+    embedding,
+    flash_fwd,
+    kv_append,
+    norm,
+    rope,
+    sample,
+    scale,
+    softmax,
+)
 
 __all__ = ["FAMILIES", "defaults"]
 
-FAMILIES = (block_mask, causal_mask, confine, convert, flash_fwd, kv_append, scale, softmax)
+FAMILIES = (
+    activation,
+    add,
+    block_mask,
+    causal_mask,
+    confine,
+    convert,
+    embedding,
+    flash_fwd,
+    kv_append,
+    norm,
+    rope,
+    sample,
+    scale,
+    softmax,
+)
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:

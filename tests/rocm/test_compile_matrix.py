@@ -19,7 +19,22 @@ from hipattn.compiler.code_object import check
 from hipattn.compiler.loader import build
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import CHECKED_ARCHS, wave_size
-from hipattn.kernels import block_mask, causal_mask, confine, convert, flash_fwd, kv_append, scale, softmax
+from hipattn.kernels import (
+    activation,
+    add,
+    block_mask,
+    causal_mask,
+    confine,
+    convert,
+    embedding,
+    flash_fwd,
+    kv_append,
+    norm,
+    rope,
+    sample,
+    scale,
+    softmax,
+)
 from hipattn.kernels.flash_tiles import choose
 from hipattn.kernels.rows import widest
 
@@ -92,6 +107,48 @@ def softmaxes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
+def norms(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes), draw(dtypes)
+    columns = 2 ** draw(st.integers(0, 16)) + draw(st.integers(0, 1))
+    constants = softmax.choose(columns, draw(vectors(*names)), wave_size(arch))
+    residual = draw(st.booleans())
+    options = {"bias": draw(st.booleans()), "residual": residual, "sum_out": residual and draw(st.booleans())}
+    return family.specialise(*names, constants, kind=draw(st.sampled_from(family.KINDS)), **options)
+
+
+@st.composite
+def ropes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype = draw(dtypes)
+    return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(family.STYLES)))
+
+
+@st.composite
+def activations(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype, bias_dtype = draw(dtypes), draw(st.none() | dtypes)
+    names = (dtype,) if bias_dtype is None else (dtype, bias_dtype)
+    options = {"kind": draw(st.sampled_from(family.KINDS)), "gated": draw(st.booleans()), "bias_dtype": bias_dtype}
+    return family.specialise(dtype, draw(vectors(*names)), **options)
+
+
+@st.composite
+def additions(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes), draw(dtypes)
+    return family.specialise(*names, draw(vectors(*names)))
+
+
+@st.composite
+def embeddings(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    names = draw(dtypes), draw(dtypes)
+    return family.specialise(*names, draw(vectors(*names)), added=draw(st.integers(0, family.MAX_ADDED)))
+
+
+@st.composite
+def samples(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype = draw(dtypes)
+    return family.specialise(dtype, draw(vectors(dtype)), long=draw(st.booleans()), draw=draw(st.booleans()))
+
+
+@st.composite
 def block_masks(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     expression = draw(st.sampled_from(["k <= q", "q / size == k / size", "starts[b] <= k && k < ends[h] * factor"]))
     ends = np.zeros(4, draw(st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32])))
@@ -123,12 +180,18 @@ def flashes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 STRATEGIES = {
+    activation: activations,
+    add: additions,
     block_mask: block_masks,
     causal_mask: one_dtype,
     confine: confinements,
     convert: conversions,
+    embedding: embeddings,
     flash_fwd: flashes,
     kv_append: one_dtype,
+    norm: norms,
+    rope: ropes,
+    sample: samples,
     scale: one_dtype,
     softmax: softmaxes,
 }

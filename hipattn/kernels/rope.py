@@ -1,0 +1,221 @@
+"""Rotary position embedding. Kernel: ``kernels_src/rope.hip``."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from hipattn.arguments import integer, number
+from hipattn.compiler.loader import load
+from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.errors import ArgumentError
+from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width, widest
+from hipattn.layout import overlaps
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import INT32, DeviceTensor, as_dtype
+
+__all__ = ["STYLES", "RopeParams", "defaults", "launch", "specialise"]
+
+STYLES = ("interleaved", "half")
+MAX_PAIRS = 256  # of a head: their frequencies travel with the arguments
+MAX_POSITION = 2**24  # float32 holds every integer below
+
+_Table = ctypes.c_float * MAX_PAIRS
+
+
+class RopeParams(Arguments):
+    """What ``rope`` takes."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("start", ctypes.c_int64),
+        ("starts_batch", ctypes.c_int64),
+        ("starts_token", ctypes.c_int64),
+        *((f"{name}_{axis}", ctypes.c_int64) for name in ("x", "out") for axis in ("batch", "token", "head")),
+        ("batch", ctypes.c_uint32),
+        ("tokens", ctypes.c_uint32),
+        ("heads", ctypes.c_uint32),
+        ("pairs", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32),
+        ("step", ctypes.c_uint32),
+        ("row_shift", ctypes.c_uint32),
+        ("blocks_per_row", ctypes.c_uint32),
+        ("high", _Table),
+        ("low", _Table),
+    )
+
+
+def specialise(dtype: str, vector: int, *, style: str) -> Specialisation:
+    """Return the kernel for a dtype, `vector` pairs a thread at a time, and a style."""
+    constants = {"BLOCK": BLOCK, "VECTOR": vector, "INTERLEAVED": style == "interleaved"}
+    return Specialisation("rope", "rope", RopeParams, constants, {"scalar": dtype})
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:  # noqa: ARG001
+    """Return the kernels for aligned heads."""
+    for dtype, style in product(SCALARS, STYLES):
+        yield specialise(dtype, widest(dtype), style=style)
+
+
+def launch(
+    x: DeviceTensor,
+    out: DeviceTensor | None = None,
+    *,
+    style: str,
+    base: float = 10000.0,
+    rotary_dim: int | None = None,
+    start: int | DeviceTensor = 0,
+    positions: DeviceTensor | None = None,
+    factors: tuple[float, ...] | None = None,
+    stream: Stream,
+) -> None:
+    """Turn pairs of elements of each head by their token's position, in float32, rounded once to the dtype.
+
+    Pair i is turned by position · base^(−2i / rotary_dim) radians. Angles are right to 1e-7 for every position
+    below 2^24 (see the kernel).
+
+    Parameters
+    ----------
+    x : [batch, tokens, heads, head_dim]
+        float32, float16 or bfloat16; any strides with a contiguous last dimension.
+    out : like `x`
+        Default: `x` itself. Other memory otherwise: the two do not overlap.
+    style
+        "interleaved": pair i is (x[2i], x[2i + 1]), as GGUF files of llama have it; "half": it is
+        (x[i], x[i + rotary_dim / 2]), as Hugging Face's models have it.
+    base
+        The frequencies' base, above 0.
+    rotary_dim
+        How many elements of a head are turned, from the first: even, at most 512. The rest stays as it is.
+        Default: all.
+    start : int, or [batch] of int32
+        The position of the first token, of all sequences or of each; the others follow. Default: 0.
+    positions : [batch, tokens] of int32
+        The position of each token, any strides. Default: `start` and after.
+    factors : tuple of float
+        Numbers that divide the frequencies, one a pair, as Llama 3.1 has them. Default: 1.
+    stream
+        Where the launch is added.
+
+    Raises
+    ------
+    ArgumentError
+        Shapes, dtypes or layouts do not fit, `start` and `positions` are both given, `start` is too large, or a tensor
+        is on another device than `stream`.
+    HipError
+        The launch fails.
+    """
+    out = x if out is None else out
+    check_device(stream, x=x, out=out)
+    starts, first = positions, 0
+    if positions is not None and (isinstance(start, DeviceTensor) or start != 0):
+        raise ArgumentError("start and positions are both given; it takes one of them")
+    if isinstance(start, DeviceTensor):
+        starts = start
+    else:
+        first = integer("start", start)
+        if first > MAX_POSITION:
+            raise ArgumentError(f"start is {first}; it takes at most {MAX_POSITION}")
+    name = "start" if positions is None else "positions"
+    if starts is not None:
+        check_device(stream, **{name: starts})
+    facts = tuple((t.dtype, t.shape, t.strides, t.pointer % ACCESS_BYTES) for t in (x, out))
+    where = None if starts is None else (name, starts.dtype, starts.shape, starts.strides)
+    plan = _plan(stream.device, *facts, where, style, rotary_dim, x.pointer == out.pointer)
+    if number("base", base) <= 0:
+        raise ArgumentError(f"base is {base}; it takes a number above 0")
+    if plan is None:
+        return
+    kernel, config, strides, sizes = plan
+    tables = _quarters(sizes[3], base, factors)
+    pointers = x.pointer, out.pointer, None if starts is None else starts.pointer
+    for tensor in (x, out, starts):
+        if tensor is not None:
+            tensor.buffer.used_on(stream)
+    kernel.launch(stream, config, RopeParams(*pointers, first, *strides, *sizes, *tables))
+
+
+_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device,
+    x: _Operand,
+    out: _Operand,
+    starts: tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...]] | None,
+    style: str,
+    rotary_dim: int | None,
+    in_place: bool,
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...], tuple[int, ...]] | None:
+    if style not in STYLES:
+        raise ArgumentError(f"style is {style!r}; accepted: {', '.join(STYLES)}")
+    dtype, shape, x_strides, _ = x
+    as_dtype(dtype, "x's dtype")
+    if len(shape) != 4:
+        raise ArgumentError(f"x has shape {shape}; it takes [batch, tokens, heads, head_dim]")
+    for name, (kind, size, strides, _) in (("x", x), ("out", out)):
+        if kind != dtype or size != shape:
+            raise ArgumentError(f"{name} is {kind.name} {size}; x is {dtype.name} {shape}, and both are alike")
+        if shape[3] > 1 and strides[3] != 1:
+            raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
+    if 0 not in shape and overlaps(shape, out[2]):
+        raise ArgumentError(f"out has shape {shape} and strides {out[2]}; its elements must not overlap")
+    if in_place and out[2] != x_strides:
+        raise ArgumentError(f"out is x with strides {out[2]}; x has {x_strides}, and in place both are alike")
+    batch, tokens, heads, head_dim = shape
+    turned = head_dim if rotary_dim is None else integer("rotary_dim", rotary_dim)
+    if turned % 2 or turned > min(head_dim, 2 * MAX_PAIRS):
+        name = "head_dim" if rotary_dim is None else "rotary_dim"
+        raise ArgumentError(f"{name} is {turned}; it takes an even number of at most {min(head_dim, 2 * MAX_PAIRS)}")
+    where = _starts(starts, batch, tokens)
+    pairs, rest = turned // 2, 0 if in_place else head_dim - turned
+    rows, columns = batch * tokens * heads, max(pairs, rest)
+    if not rows * columns:
+        return None
+    if rows >= 2**31:
+        raise ArgumentError(f"x has {batch} * {tokens} * {heads} heads of tokens; it takes fewer than 2^31")
+    # A thread takes whole vectors of pairs and of the rest.
+    vector = vector_width(*((address, dtype.itemsize, (*steps[:3], pairs, rest)) for _, _, steps, address in (x, out)))
+    row_shift, blocks_per_row, config = share(rows, columns, vector)
+    kernel = load(specialise(dtype.name, vector, style=style), device)
+    strides = (*where, *x_strides[:3], *out[2][:3])
+    step = 0 if starts is not None and starts[0] == "positions" else 1
+    return kernel, config, strides, (batch, tokens, heads, pairs, rest, step, row_shift, blocks_per_row)
+
+
+def _starts(
+    starts: tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...]] | None, batch: int, tokens: int
+) -> tuple[int, int]:
+    """Return the strides, over the batch and over tokens, of where positions are read."""
+    if starts is None:
+        return 0, 0
+    name, dtype, shape, strides = starts
+    expected = (batch,) if name == "start" else (batch, tokens)
+    if dtype != INT32 or shape != expected:
+        raise ArgumentError(f"{name} is {dtype.name} {shape}; it takes int32 {expected}")
+    return strides[0], strides[1] if name == "positions" else 0
+
+
+@lru_cache(maxsize=64)
+def _quarters(
+    pairs: int, base: float, factors: tuple[float, ...] | None
+) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+    """Return each pair's quarter turns a position, base^(−i / pairs) / factor · 2/π, as two floats to be added."""
+    if factors is not None and len(factors) != pairs:
+        raise ArgumentError(f"factors has {len(factors)} numbers; it takes {pairs}, one a pair")
+    exact = float(base) ** (-np.arange(pairs) / max(pairs, 1)) * (2 / math.pi)
+    if factors is not None:
+        exact = exact / np.array(factors, np.float64)
+    high = exact.astype(np.float32)
+    return _Table(*high.tolist()), _Table(*(exact - high).tolist())
