@@ -65,15 +65,13 @@ def specialise(
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
-    """Return the kernels for aligned rows of 1024 to 8192 elements in one dtype, as whole models ask for them."""
+    """Return the kernels for aligned rows of 1024 and 4096 elements, with the options that whole models ask for."""
     for dtype in SCALARS:
-        lengths = (2**n for n in range(10, 14))
-        chosen = {tuple(choose(columns, widest(dtype), wave_size(arch)).items()) for columns in lengths}
+        chosen = {tuple(choose(columns, widest(dtype), wave_size(arch)).items()) for columns in (1024, 4096)}
         for constants in sorted(chosen):
-            for residual in (False, True):
-                options = {"residual": residual, "sum_out": residual}
-                yield specialise(dtype, dtype, dtype, dict(constants), kind="rms", **options)
-                yield specialise(dtype, dtype, dtype, dict(constants), kind="layer", bias=True, **options)
+            for kind, bias, residual in (("rms", False, False), ("rms", False, True), ("layer", True, True)):
+                options = {"bias": bias, "residual": residual, "sum_out": residual}
+                yield specialise(dtype, dtype, dtype, dict(constants), kind=kind, **options)
 
 
 def launch(
