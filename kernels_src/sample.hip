@@ -39,7 +39,7 @@ struct Scratch {
 // Bits that are ordered as the floats are.
 __device__ inline u32 ordered(float x) {
     const u32 bits = __builtin_bit_cast(u32, x + 0.0f);  // which makes -0 a 0
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
+    return bits ^ (static_cast<u32>(static_cast<int>(bits) >> 31) | 0x80000000u);
 }
 
 struct Row {
@@ -48,8 +48,8 @@ struct Row {
     float largest, scale;
 
     __device__ u64 weight(float logit) const {
-        if (logit == largest) return static_cast<u64>(ONE);  // infinity - infinity would be NaN
-        return static_cast<u64>(exp2_fast((logit - largest) * scale) * ONE);
+        const float below = fminf(logit - largest, 0.0f);  // infinity - infinity is NaN, which fminf drops
+        return static_cast<u64>(exp2_fast(below * scale) * ONE);
     }
 };
 
@@ -70,7 +70,7 @@ __device__ inline void each_logit(const Row& row, Visit visit) {
 // The sum over the lanes up to this one.
 __device__ inline u64 wave_scan(u64 x) {
     const int lane = threadIdx.x % WAVE_SIZE;
-#pragma unroll
+#pragma unroll 1  // unrolled, its six masks stay in registers for the whole kernel
     for (int distance = 1; distance < WAVE_SIZE; distance *= 2) {
         const u64 below = __shfl_up(x, distance, WAVE_SIZE);
         if (lane >= distance) x += below;
@@ -102,7 +102,7 @@ __device__ inline int find_largest(Row& row, Scratch& scratch) {
     const auto take = [&](float other, int other_at) {
         if (other > best || (other == best && other_at < at)) best = other, at = other_at;
     };
-#pragma unroll
+#pragma unroll 1
     for (int distance = WAVE_SIZE / 2; distance > 0; distance /= 2)
         take(__shfl_xor(best, distance, WAVE_SIZE), __shfl_xor(at, distance, WAVE_SIZE));
     __syncthreads();
@@ -117,10 +117,9 @@ __device__ inline int find_largest(Row& row, Scratch& scratch) {
     return at == 0x7fffffff ? -1 : at;
 }
 
-// The least key (a logit, ordered) of those to keep: the largest ones, until their measure is at least `target`, which
-// is above 0 and at most the measure of all keys from `floor` on.
-template <typename Measure>
-__device__ inline u32 select(const Row& row, u32 floor, u64 target, Scratch& scratch, Measure measure) {
+// The least key (a logit, ordered) of those to keep: the largest ones, until their number, or weight, is at least `target`, which
+// is above 0 and at most that of all keys from `floor` on.
+__device__ inline u32 select(const Row& row, u32 floor, u64 target, bool by_weight, Scratch& scratch) {
     u32 prefix = 0;
     int decided = 0;  // bits
 #pragma unroll 1
@@ -132,7 +131,7 @@ __device__ inline u32 select(const Row& row, u32 floor, u64 target, Scratch& scr
         each_logit(row, [&](float logit, int) {
             const u32 key = ordered(logit);
             if (key < floor || (decided && key >> (32 - decided) != prefix)) return;
-            atomicAdd(&scratch.bins[key >> shift & ((1u << bits) - 1)], measure(logit));
+            atomicAdd(&scratch.bins[key >> shift & ((1u << bits) - 1)], by_weight ? row.weight(logit) : 1);
         });
         __syncthreads();
         // From the largest bin down, each thread as many neighbours.
@@ -249,11 +248,15 @@ extern "C" __global__ __launch_bounds__(BLOCK) void sample(const SampleParams p)
         }
         if constexpr (DRAW) {
             u32 floor = 0;
-            if (p.top_k > 0) floor = select(row, floor, p.top_k, scratch, [](float) { return u64(1); });
-            if (p.top_p > 0) {
-                const u64 wanted = __umul64hi(total_weight(row, floor, scratch), static_cast<u64>(p.top_p) << 32);
-                const auto weight = [&](float logit) { return row.weight(logit); };
-                floor = select(row, floor, wanted > 0 ? wanted : 1, scratch, weight);
+#pragma unroll 1
+            for (int by_weight = 0; by_weight < 2; ++by_weight) {  // one selection in the code, for its registers
+                u64 target = p.top_k;
+                if (by_weight) {
+                    if (p.top_p == 0) break;
+                    const u64 part = __umul64hi(total_weight(row, floor, scratch), static_cast<u64>(p.top_p) << 32);
+                    target = part > 0 ? part : 1;
+                }
+                if (target > 0) floor = select(row, floor, target, by_weight, scratch);
             }
             const u64 step = p.step + (p.steps ? static_cast<const int*>(p.steps)[index] : 0);
             const u64 sequence = p.sequences ? static_cast<const int*>(p.sequences)[index] : index;
