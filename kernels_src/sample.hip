@@ -130,7 +130,7 @@ __device__ inline u32 select(const Row& row, u32 floor, u64 target, bool by_weig
         __syncthreads();
         each_logit(row, [&](float logit, int) {
             const u32 key = ordered(logit);
-            if (key < floor || (decided && key >> (32 - decided) != prefix)) return;
+            if (key < floor || (static_cast<u64>(key) >> (32 - decided)) != prefix) return;
             atomicAdd(&scratch.bins[key >> shift & ((1u << bits) - 1)], by_weight ? row.weight(logit) : 1);
         });
         __syncthreads();
@@ -140,9 +140,8 @@ __device__ inline u32 select(const Row& row, u32 floor, u64 target, bool by_weig
         u64 own = 0;
 #pragma unroll
         for (int i = 0; i < SHARE; ++i) own += scratch.bins[first - i];
-        const u64 upto = block_scan(own, scratch);
-        u64 above = upto - own;
-        if (above < target && target <= upto) {  // one thread
+        u64 above = block_scan(own, scratch) - own;
+        if (target - above - 1 < own) {  // one thread
             int bin = first;
             while (above + scratch.bins[bin] < target) above += scratch.bins[bin--];
             scratch.chosen[0] = bin;
@@ -161,7 +160,7 @@ __device__ inline u64 philox(u64 seed, u64 step, u64 sequence) {
     u32 a = static_cast<u32>(step), b = static_cast<u32>(step >> 32);
     u32 c = static_cast<u32>(sequence), d = static_cast<u32>(sequence >> 32);
     u32 key = static_cast<u32>(seed), other = static_cast<u32>(seed >> 32);
-#pragma unroll
+#pragma unroll 1
     for (int round = 0; round < 10; ++round) {
         const u64 left = static_cast<u64>(0xD2511F53u) * a, right = static_cast<u64>(0xCD9E8D57u) * c;
         a = static_cast<u32>(right >> 32) ^ b ^ key;
@@ -219,11 +218,11 @@ __device__ inline void draw(const Row& row, u32 floor, u64 random, int* out, Scr
         total += scratch.waves[other];
     }
     const u64 drawn = __umul64hi(random, total);  // in 0 .. total - 1
-    if (drawn < before || drawn >= before + scratch.waves[wave]) return;  // the whole wave
+    if (drawn - before >= scratch.waves[wave]) return;  // the whole wave
     for (i64 start = begin; start < end; start += STEP) {
         const u64 mine = load_weights(start), upto = wave_scan(mine);
         u64 at = before + upto - mine;
-        if (at <= drawn && drawn < before + upto) {  // one lane, once
+        if (drawn - at < mine) {  // one lane, once
             i64 column = start + lane * VECTOR;
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) {
