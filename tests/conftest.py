@@ -50,9 +50,9 @@ def stream(device: Device) -> Iterator[Stream]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "grid" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("grid"):
-                item.add_marker(pytest.mark.skip(reason="asked for with -m grid"))
+        grid = [item for item in items if item.get_closest_marker("grid")]
+        items[:] = [item for item in items if not item.get_closest_marker("grid")]
+        config.hook.pytest_deselected(items=grid)
 
 
 FAILED = pytest.StashKey[bool]()

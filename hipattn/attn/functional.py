@@ -105,8 +105,8 @@ def attention(
     CompileError
         An expression of score_mod or mask_mod does not compile: the message shows its line.
     HipError, CodeObjectError
-        The computation fails, and HIPATTN_FALLBACK is error. By default it is recomputed with NumPy and a warning is
-        logged; a score_mod or mask_mod needs its Python function for that.
+        The computation fails, and HIPATTN_FALLBACK is error. By default it is recomputed with NumPy, a warning is
+        logged, and `hipattn.attn.functional.fallback` counts it; a score_mod or mask_mod needs its Python function.
     """
     if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")

@@ -24,7 +24,8 @@ class Framed:
     shape, dtype
         Of the array.
     margin
-        Elements on each side, in each dimension.
+        Elements on each side in the last dimension: by default as many as move at once, so that rows stay aligned where
+        they are without a frame. In the other dimensions it is 1.
 
     Attributes
     ----------
@@ -32,9 +33,10 @@ class Framed:
         The array: a view.
     """
 
-    def __init__(self, stream: Stream, shape: tuple[int, ...], dtype: npt.DTypeLike, margin: int = 1) -> None:
-        self._inner = tuple(slice(margin, margin + size) for size in shape)
-        self._before = np.full([size + 2 * margin for size in shape], FILL, dtype)
+    def __init__(self, stream: Stream, shape: tuple[int, ...], dtype: npt.DTypeLike, margin: int = 8) -> None:
+        margins = [1] * (len(shape) - 1) + [margin]
+        self._inner = tuple(slice(around, around + size) for around, size in zip(margins, shape, strict=True))
+        self._before = np.full([size + 2 * around for around, size in zip(margins, shape, strict=True)], FILL, dtype)
         self._before[self._inner] = np.nan
         self._whole = DeviceTensor.from_numpy(self._before, stream=stream)
         self.tensor = self._whole[self._inner]
