@@ -360,8 +360,8 @@ def _plan(
         wide and device.arch == "gfx90a"
     ):  # AMD's compiler (ROCm 7.2) aborts on some combinations, and the process with it
         raise ArgumentError(
-            f"k and v have rows {strides[1][1]} and {strides[2][1]} elements apart; on gfx90a, {tiles.block_n} rows take "
-            "fewer than 2^31 bytes"
+            f"k and v have rows {strides[1][1]} and {strides[2][1]} elements apart; on gfx90a, {tiles.block_n} rows "
+            "take fewer than 2^31 bytes"
         )
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, features, vector=vector, wide=wide), device)
 

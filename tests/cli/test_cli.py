@@ -115,7 +115,10 @@ def test_code_for_amd_gpus_needs_amd_s_compiler(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "nothing", "--arch", "gfx942"], "KERNEL is 'nothing'; accepted: attention_softmax, causal_mask"),
+        (
+            ["inspect", "nothing", "--arch", "gfx942"],
+            "KERNEL is 'nothing'; accepted: activation, add, attention_softmax",
+        ),
         (["inspect", "softmax", "--arch", "gfx1"], "arch is 'gfx1'; accepted: gfx900, "),
         (["inspect", "softmax", "--arch", "gfx942", "--arch", "mi300"], "arch is 'mi300'; accepted: gfx900, "),
         (["compile", "--arch", "gfx942", "--arch", "gfx1"], "arch is 'gfx1'; accepted: gfx900, "),
