@@ -10,7 +10,7 @@ import pytest
 from hipattn.models import smollm2
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.weights import LlamaWeights, Weight
-from tests.helpers.llama_reference import LlamaReference
+from hipattn.models.llama_reference import LlamaReference
 from tests.models.conftest import TENSORS, VOCABULARY
 
 IDS = [7, 250, 7, 0, 31, 100, 262]

@@ -13,7 +13,7 @@ import pytest
 from hipattn.errors import ArgumentError, ModelError
 from hipattn.models import minilm
 from hipattn.models.bert_file import BertHyperparameters
-from tests.helpers.bert_reference import BertReference
+from hipattn.models.bert_reference import BertReference
 from tests.models.conftest import fetched
 
 safetensors = pytest.importorskip("safetensors.numpy")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +20,7 @@ from hipattn.attn import reference
 from hipattn.models.bert_file import BertHyperparameters
 from hipattn.models.weights import Weight
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -32,14 +33,14 @@ class BertReference:
         self.weights = {weight.name: weight.array.astype(np.float64) for weight in weights}
 
     def embed(self, tokens: ArrayLike) -> Array:
-        """The sentence's embedding, [hidden], of length 1."""
-        mean = self.forward(tokens).mean(axis=0)
-        return mean / np.linalg.norm(mean)
+        """Return the sentence's embedding, [hidden], of length 1."""
+        mean: Array = self.forward(tokens).mean(axis=0)
+        return np.asarray(mean / np.linalg.norm(mean))
 
     def forward(self, tokens: ArrayLike) -> Array:
-        """What the last layer makes of each token, [tokens, hidden]."""
+        """Return what the last layer makes of each token, [tokens, hidden]."""
         ids = np.asarray(tokens, np.int64)
-        x = self.weights["embeddings.word_embeddings.weight"][ids]
+        x: Array = self.weights["embeddings.word_embeddings.weight"][ids]
         x = x + self.weights["embeddings.position_embeddings.weight"][: len(ids)]
         x = x + self.weights["embeddings.token_type_embeddings.weight"][0]
         x = self._normed(x, "embeddings")

@@ -13,6 +13,7 @@ logits = Woutput (rms(x) * output_norm), where Woutput is the embedding if the m
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -21,7 +22,7 @@ from hipattn.attn import reference
 from hipattn.models.hyperparameters import Hyperparameters
 from hipattn.models.weights import Weight
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 
 
 class LlamaReference:
@@ -45,13 +46,13 @@ class LlamaReference:
     @property
     def length(self) -> int:
         """How many tokens it has seen."""
-        return self.keys[0].shape[1]
+        return int(self.keys[0].shape[1])
 
     def hidden(self, tokens: ArrayLike) -> Array:
         """Append tokens; return what the output projection gets for each, [tokens, hidden]."""
         ids = np.asarray(tokens, np.int64)
         positions = self.length + np.arange(len(ids))
-        x = self.weights["token_embd.weight"][ids]
+        x: Array = self.weights["token_embd.weight"][ids]
         for layer in range(self.sizes.layers):
             x = x + self._attention(layer, x, positions)
             x = x + self._feed_forward(layer, x)
@@ -78,14 +79,16 @@ class LlamaReference:
         normed = self._normed(x, f"blk.{layer}.attn_norm")
 
         def heads(name: str, count: int) -> Array:
-            return (normed @ self.weights[f"blk.{layer}.{name}.weight"].T).reshape(1, len(x), count, s.head_dim)
+            product: Array = normed @ self.weights[f"blk.{layer}.{name}.weight"].T
+            return product.reshape(1, len(x), count, s.head_dim)
 
         q = self._turned(heads("attn_q", s.heads), positions)
         k = self._turned(heads("attn_k", s.kv_heads), positions)
         self.keys[layer] = np.concatenate((self.keys[layer], k), axis=1)
         self.values[layer] = np.concatenate((self.values[layer], heads("attn_v", s.kv_heads)), axis=1)
         out = reference.attention(q, self.keys[layer], self.values[layer], causal=True, dtype=self.dtype)
-        return out.reshape(len(x), -1) @ self.weights[f"blk.{layer}.attn_output.weight"].T
+        mixed: Array = out.reshape(len(x), -1) @ self.weights[f"blk.{layer}.attn_output.weight"].T
+        return mixed
 
     def _feed_forward(self, layer: int, x: Array) -> Array:
         normed = self._normed(x, f"blk.{layer}.ffn_norm")
@@ -93,15 +96,19 @@ class LlamaReference:
         up = normed @ self.weights[f"blk.{layer}.ffn_up.weight"].T
         with np.errstate(over="ignore"):  # exp of a large number: silu is 0 then
             silu = gate / (1 + np.exp(-gate))
-        return (silu * up) @ self.weights[f"blk.{layer}.ffn_down.weight"].T
+        down: Array = (silu * up) @ self.weights[f"blk.{layer}.ffn_down.weight"].T
+        return down
 
     def _logits(self, hidden: Array) -> Array:
         output = self.weights.get("output.weight", self.weights["token_embd.weight"])
-        return hidden @ output.T
+        logits: Array = hidden @ output.T
+        return logits
 
     def _normed(self, x: Array, name: str) -> Array:
         mean_square = np.square(x).mean(axis=-1, keepdims=True)
-        return x / np.sqrt(mean_square + self.dtype.type(self.sizes.norm_eps)) * self.weights[f"{name}.weight"]
+        root = np.sqrt(mean_square + np.asarray(self.sizes.norm_eps, self.dtype))
+        normed: Array = x / root * self.weights[f"{name}.weight"]
+        return normed
 
     def _turned(self, x: Array, positions: NDArray[np.int64]) -> Array:
         """RoPE in a GGUF's order: elements 2i and 2i + 1 of a head are a point of the plane."""

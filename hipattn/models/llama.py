@@ -1,0 +1,262 @@
+"""Models of the llama architecture on a device: weights, tokenizer and chat template from a GGUF file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hipattn.arguments import instance, integer
+from hipattn.errors import ArgumentError
+from hipattn.layers import LayerSpec, LayerWeights, Rope
+from hipattn.models.chat import Chat, Message
+from hipattn.models.generation import Generation, Sampling
+from hipattn.models.gguf_file import GGUFFile
+from hipattn.models.session import Session
+from hipattn.models.tokenizer import Tokenizer
+from hipattn.models.upload import upload
+from hipattn.models.weights import EMBEDDING, NORM, OUTPUT, LlamaWeights
+from hipattn.runtime.device import Device
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import FLOAT16, FLOAT32, DeviceTensor, as_dtype
+
+__all__ = ["Llama"]
+
+
+class Llama:
+    """A model on a device.
+
+    Parameters
+    ----------
+    file
+        The GGUF. All of it is checked before anything is allocated.
+    dtype
+        Of weights, activations and KV cache. Default: float16; float32 on a simulated GPU, where products of 16 bits
+        are computed in 32.
+    method
+        How attention is computed: see `ExecutionPlan`.
+    stream
+        Where all work goes. Default: the default stream of device 0.
+
+    Attributes
+    ----------
+    hyperparameters : Hyperparameters
+        The sizes.
+    tokenizer : Tokenizer
+    spec : LayerSpec
+        What a layer computes.
+    layers : list of LayerWeights
+    embedding, norm, output : DeviceTensor
+        [vocabulary, hidden], [hidden] and [vocabulary, hidden]; the last may be the first.
+    dtype : numpy.dtype
+    method : str
+    stream : Stream
+
+    Raises
+    ------
+    ModelError
+        The architecture, tokenizer or quantisation is not supported, or a tensor is missing or has the wrong shape.
+    HipError
+        The device has too little memory; nothing stays allocated.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        method: str = "auto",
+        stream: Stream | None = None,
+    ) -> None:
+        self._file = file
+        self.tokenizer = Tokenizer(file)
+        weights = LlamaWeights(file)
+        self.hyperparameters = h = weights.hyperparameters
+        self.stream = Device(0).default_stream if stream is None else instance("stream", stream, Stream)
+        default = FLOAT32 if self.stream.device.simulated else FLOAT16
+        self.dtype, self.method = default if dtype is None else as_dtype(dtype), method
+        self.spec = LayerSpec(
+            hidden=h.hidden,
+            heads=h.heads,
+            heads_kv=h.kv_heads,
+            head_dim=h.head_dim,
+            ffn=h.ffn,
+            norm="rms",
+            norm_eps=h.norm_eps,
+            norm_first=True,
+            activation="silu",
+            gated=True,
+            bias=False,
+            rope=Rope("interleaved", h.rope_base),
+            causal=True,
+        )
+        self.layers: list[LayerWeights] = []
+        self._tensors: list[DeviceTensor] = []
+        try:
+            self.embedding = self._empty(h.vocabulary, h.hidden)
+            self.norm = self._empty(h.hidden)
+            self.output = self.embedding if weights.tied else self._empty(h.vocabulary, h.hidden)
+            into = {EMBEDDING: self.embedding, NORM: self.norm, OUTPUT: self.output}
+            for layer in range(h.layers):
+                self.layers.append(LayerWeights.empty(self.spec, self.dtype, stream=self.stream))
+                into |= {f"blk.{layer}.{name}.weight": x for name, x in _by_name(self.spec, self.layers[-1]).items()}
+            upload(weights, into, stream=self.stream)
+        except BaseException:
+            self.close()
+            raise
+
+    def _empty(self, *shape: int) -> DeviceTensor:
+        self._tensors.append(DeviceTensor.empty(shape, self.dtype, stream=self.stream))
+        return self._tensors[-1]
+
+    @functools.cached_property
+    def chat(self) -> Chat:
+        """The chat template.
+
+        Raises
+        ------
+        ModelError
+            The GGUF has no chat template, or a damaged one.
+        """
+        return Chat(self._file, self.tokenizer)
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the tokens of a question to the assistant, or of a chat up to where the assistant is to speak.
+
+        Raises
+        ------
+        ArgumentError
+            The prompt is empty, or is no text and no messages, or the chat template refuses it.
+        ModelError
+            The GGUF has no chat template, or a damaged one.
+        """
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise ArgumentError(f"prompt is {prompt!r}; it takes a text")
+            prompt = [{"role": "user", "content": prompt}]
+        return self.chat.encode(prompt)
+
+    def session(self, batch: int = 1, *, capacity: int | None = None, tokens: int = 512) -> Session:
+        """Return what takes a batch of sequences through the model.
+
+        Parameters
+        ----------
+        batch
+            How many sequences.
+        capacity
+            How many tokens of each. Default: the model's context.
+        tokens
+            How many of them at a time, at most: memory for activations grows with it.
+
+        Raises
+        ------
+        ArgumentError
+            `capacity` is more than the model's context.
+        HipError
+            The device has too little memory.
+        """
+        return Session(self, batch, self.hyperparameters.context if capacity is None else capacity, tokens)
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return the logits after each token of a sequence, [tokens, vocabulary], in host memory.
+
+        Raises
+        ------
+        ArgumentError
+            There is no token, there are more than the model's context, or one is not in the vocabulary.
+        HipError
+            A call fails.
+        """
+        ids = self.check_tokens(tokens)
+        with self.session(capacity=len(ids), tokens=min(len(ids), 512)) as session:
+            return session.logits_of(ids).numpy(stream=self.stream)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message] | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Generation:
+        """Answer a prompt.
+
+        Parameters
+        ----------
+        prompt
+            A question to the assistant; or a chat, as ``{"role": "user", "content": "Hello"}`` and so on; or tokens,
+            which are continued as they are.
+        max_tokens
+            How many tokens the answer has at most. It also ends where the model ends it, and at the model's context.
+        temperature, top_k, top_p, seed
+            How tokens are chosen: see `hipattn.kernels.sample.launch`. `temperature` 0, the default, takes the
+            likeliest.
+
+        Returns
+        -------
+        Generation
+            Iterate over it for pieces of text as they come, or take ``text()``.
+
+        Raises
+        ------
+        ArgumentError
+            The prompt is empty or longer than the model's context, or a number is out of its range.
+        ModelError
+            The GGUF has no chat template, or a damaged one.
+        """
+        is_tokens = not isinstance(prompt, str) and len(prompt) > 0 and not hasattr(prompt[0], "keys")
+        ids = self.check_tokens(prompt if is_tokens else self.encode(prompt))  # type: ignore[arg-type]
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return Generation(self, ids, integer("max_tokens", max_tokens, 1), sampling)
+
+    def check_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """Return a sequence's tokens.
+
+        Raises
+        ------
+        ArgumentError
+            There is none, there are more than the model's context, or one is not in the vocabulary.
+        """
+        h = self.hyperparameters
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+            raise ArgumentError(f"tokens is {ids.dtype} {ids.shape}; it takes one or more integers")
+        if ids.size > h.context:
+            raise ArgumentError(f"the prompt has {ids.size} tokens; the model's context is {h.context}")
+        if ids.min() < 0 or ids.max() >= h.vocabulary:
+            raise ArgumentError(f"tokens has {ids.min()} to {ids.max()}; the vocabulary's are 0 to {h.vocabulary - 1}")
+        return [int(token) for token in ids]
+
+    def close(self) -> None:
+        """Free the weights, after the work that uses them."""
+        for tensor in self._tensors:
+            tensor.buffer.close()
+        for weights in self.layers:
+            weights.close()
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _by_name(spec: LayerSpec, weights: LayerWeights) -> dict[str, DeviceTensor]:
+    """Return where the tensors of a GGUF's layer go."""
+    keys = spec.heads * spec.head_dim
+    values = keys + spec.heads_kv * spec.head_dim
+    return {
+        "attn_norm": weights.attention_norm,
+        "attn_q": weights.qkv[:keys],
+        "attn_k": weights.qkv[keys:values],
+        "attn_v": weights.qkv[values:],
+        "attn_output": weights.out,
+        "ffn_norm": weights.ffn_norm,
+        "ffn_gate": weights.up[: spec.ffn],
+        "ffn_up": weights.up[spec.ffn :],
+        "ffn_down": weights.down,
+    }

@@ -1,0 +1,210 @@
+"""A batch of sequences on its way through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hipattn.arguments import integer
+from hipattn.errors import ArgumentError
+from hipattn.kernels import embedding, norm, sample
+from hipattn.matmul import matmul
+from hipattn.plan import ExecutionPlan
+from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor
+
+if TYPE_CHECKING:
+    from hipattn.models.llama import Llama
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Sequences and their KV cache. Token ids go up once; what is asked for comes down when it is asked for.
+
+    ::
+
+        with model.session(batch=2, capacity=256) as session:
+            logits = session.prefill([first, second])
+            while going:
+                ids = session.choose(temperature=0)
+                show(ids.numpy())
+                session.step()
+
+    Parameters
+    ----------
+    model
+        The model.
+    batch
+        How many sequences.
+    capacity
+        How many tokens of each: at most the model's context.
+    tokens
+        How many tokens of each go through the layers at a time, at most.
+
+    Attributes
+    ----------
+    plan : ExecutionPlan
+    logits : DeviceTensor
+        [batch, vocabulary], float32: after the last token of each sequence.
+    ids : DeviceTensor
+        [batch], int32: what `choose` chose last.
+
+    Raises
+    ------
+    ArgumentError
+        A size is not accepted.
+    HipError
+        The device has too little memory; nothing stays allocated.
+    """
+
+    def __init__(self, model: Llama, batch: int, capacity: int, tokens: int) -> None:
+        h = model.hyperparameters
+        if integer("capacity", capacity, 1) > h.context:
+            raise ArgumentError(f"capacity is {capacity}; the model's context is {h.context}")
+        self.model, self.stream = model, model.stream
+        options: Any = {"batch": batch, "tokens": tokens, "capacity": capacity, "method": model.method}
+        self.plan = ExecutionPlan(model.spec, model.layers, **options, stream=model.stream)
+        self._memory: list[DeviceTensor] = []
+        try:
+            self._last = self._empty((batch, h.hidden), model.dtype)
+            self.logits = self._empty((batch, h.vocabulary), FLOAT32)
+            self.ids = self._empty((batch,), INT32)
+        except BaseException:
+            self.close()
+            raise
+        self._chosen = 0
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
+        self._memory.append(DeviceTensor.empty(shape, dtype, stream=self.stream))
+        return self._memory[-1]
+
+    @property
+    def length(self) -> int:
+        """How many tokens the longest sequence has."""
+        return self.plan.length
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> DeviceTensor:
+        """Begin anew with these sequences, and return `logits`.
+
+        Sequences of different lengths are aligned at their ends: see `ExecutionPlan.reset`. Attention is "flash" then.
+
+        Raises
+        ------
+        ArgumentError
+            The number of sequences is not the batch, one is empty, too long, or has a token that is not in the
+            vocabulary.
+        HipError
+            A call fails.
+        """
+        if len(prompts) != self.plan.batch:
+            raise ArgumentError(f"prompts has {len(prompts)} sequences; the session is for {self.plan.batch}")
+        sequences = [self.model.check_tokens(prompt) for prompt in prompts]
+        ids, present = self._upload(sequences)
+        self.plan.reset(present)
+        self._chosen = 0
+        for start in range(0, ids.shape[1], self.plan.tokens):
+            hidden = self._forward(ids[:, start : start + self.plan.tokens])
+        return self._finish(hidden)
+
+    def step(self, ids: DeviceTensor | None = None) -> DeviceTensor:
+        """Append a token to each sequence, and return `logits`.
+
+        Parameters
+        ----------
+        ids : [batch], int32
+            On the device. Default: what `choose` chose.
+
+        Raises
+        ------
+        ArgumentError
+            `ids` does not fit.
+        CacheFullError
+            The session has no room for another token.
+        HipError
+            A call fails.
+        """
+        ids = self.ids if ids is None else ids
+        if ids.shape != self.ids.shape:
+            raise ArgumentError(f"ids has shape {ids.shape}; it takes {self.ids.shape}")
+        return self._finish(self._forward(ids.reshape(self.plan.batch, 1)))
+
+    def choose(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> DeviceTensor:
+        """Choose each sequence's next token by `logits`, and return `ids`. Arguments: `hipattn.kernels.sample.launch`.
+
+        Raises
+        ------
+        ArgumentError
+            A number is out of its range.
+        HipError
+            A call fails.
+        """
+        options: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sample.launch(self.logits, self.ids, **options, step=self._chosen, stream=self.stream)
+        self._chosen += 1
+        return self.ids
+
+    def logits_of(self, tokens: Sequence[int]) -> DeviceTensor:
+        """Begin anew with one sequence, and return the logits after each of its tokens.
+
+        Returns
+        -------
+        logits : DeviceTensor
+            [tokens, vocabulary], float32: new memory.
+        """
+        ids = DeviceTensor.from_numpy(np.array([tokens], np.int32), stream=self.stream)
+        self.plan.reset()
+        h = self.model.hyperparameters
+        logits = DeviceTensor.empty((len(tokens), h.vocabulary), FLOAT32, stream=self.stream)
+        for start in range(0, len(tokens), self.plan.tokens):
+            hidden = self._forward(ids[:, start : start + self.plan.tokens])
+            rows = hidden.reshape(hidden.shape[1], h.hidden)
+            norm.launch(rows, self.model.norm, eps=h.norm_eps, stream=self.stream)
+            matmul(rows, self._output, logits[start : start + rows.shape[0]], stream=self.stream)
+        return logits
+
+    def close(self) -> None:
+        """Free the session's memory, after the work that uses it. The model stays."""
+        self.plan.close()
+        for tensor in self._memory:
+            tensor.buffer.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def _output(self) -> DeviceTensor:
+        return self.model.output.transpose(1, 0)
+
+    def _forward(self, ids: DeviceTensor) -> DeviceTensor:
+        hidden = self.plan.hidden(*ids.shape)
+        embedding.launch(self.model.embedding, ids, hidden, stream=self.stream)
+        return self.plan.run(hidden)
+
+    def _finish(self, hidden: DeviceTensor) -> DeviceTensor:
+        eps = self.model.hyperparameters.norm_eps
+        norm.launch(hidden[:, -1], self.model.norm, self._last, eps=eps, stream=self.stream)
+        return matmul(self._last, self._output, self.logits, stream=self.stream)
+
+    def _upload(self, sequences: Sequence[Sequence[int]]) -> tuple[DeviceTensor, DeviceTensor | None]:
+        """Return the sequences' ids, aligned at their ends, and which of the cache's places hold one: in one copy."""
+        longest = max(map(len, sequences))
+        ids = np.zeros((len(sequences), longest), np.int32)
+        assert self.plan.cache is not None
+        present = np.ones((len(sequences), self.plan.cache.capacity), np.uint8)
+        for row, there, sequence in zip(ids, present, sequences, strict=True):
+            row[longest - len(sequence) :] = sequence
+            there[: longest - len(sequence)] = 0
+        if present.all():
+            return DeviceTensor.from_numpy(ids, stream=self.stream), None
+        both: npt.NDArray[np.uint8] = np.concatenate((ids.view(np.uint8).ravel(), present.ravel()))
+        buffer = DeviceTensor.from_numpy(both, stream=self.stream).buffer
+        return (
+            DeviceTensor(buffer, ids.shape, INT32),
+            DeviceTensor(buffer, present.shape, UINT8, offset=ids.nbytes),
+        )
