@@ -58,9 +58,11 @@ class BertReference:
         return self._product(reference.attention(q, k, v).reshape(x.shape), f"{name}.output.dense")
 
     def _product(self, x: Array, name: str) -> Array:
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        product: Array = x @ self.weights[f"{name}.weight"].T
+        return product + self.weights[f"{name}.bias"]
 
     def _normed(self, x: Array, name: str) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)
         scaled = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + self.sizes.norm_eps)
-        return scaled * self.weights[f"{name}.LayerNorm.weight"] + self.weights[f"{name}.LayerNorm.bias"]
+        normed: Array = scaled * self.weights[f"{name}.LayerNorm.weight"] + self.weights[f"{name}.LayerNorm.bias"]
+        return normed
