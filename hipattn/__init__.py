@@ -1,11 +1,13 @@
 """Attention for AMD GPUs from Python, compiled at run time.
 
 ``hipattn.attention(q, k, v, causal=True)`` is the front door; `HipAttentionKernels` offers its stages one by one,
-`KVCache` keeps keys and values between calls, and `Device`, `Stream`, `DeviceTensor` manage the GPU underneath.
+`KVCache` keeps keys and values between calls, `ExecutionPlan` runs whole layers and `models` pretrained models, and
+`Device`, `Stream`, `DeviceTensor` manage the GPU underneath.
 """
 
 from importlib.metadata import version
 
+from hipattn import models
 from hipattn.ahead import compile  # noqa: A004
 from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
@@ -24,6 +26,8 @@ from hipattn.errors import (
     PlatformError,
 )
 from hipattn.kernels.mods import MaskMod, ScoreMod
+from hipattn.layers import LayerSpec, LayerWeights, Rope
+from hipattn.plan import ExecutionPlan
 from hipattn.runtime import Blas, Device, DeviceBuffer, Event, Kernel, LaunchConfig, Module, Stream
 from hipattn.tensor import DeviceTensor
 
@@ -41,15 +45,19 @@ __all__ = [
     "DeviceBuffer",
     "DeviceTensor",
     "Event",
+    "ExecutionPlan",
     "HipAttentionKernels",
     "HipError",
     "HipattnError",
     "KVCache",
     "Kernel",
     "LaunchConfig",
+    "LayerSpec",
+    "LayerWeights",
     "MaskMod",
     "Module",
     "PlatformError",
+    "Rope",
     "ScoreMod",
     "Stream",
     "attention",
@@ -58,5 +66,6 @@ __all__ = [
     "flash_attn_func",
     "flash_attn_varlen_func",
     "free_scratch",
+    "models",
     "scaled_dot_product_attention",
 ]

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from hipattn import Device, DeviceTensor, Stream
 from hipattn.errors import ArgumentError
 from hipattn.kernels import rope, rows
-from hipattn.models import host
 from tests.helpers.mismatch import assert_close
 from tests.helpers.padded import Padded, same_bits
 from tests.helpers.tolerance import DTYPES, EPSILON
@@ -106,13 +105,6 @@ def test_angles_are_accurate_far_away(stream: Stream, base: float) -> None:
     naive = np.abs(np.sin(np.float32(131071) * frequencies) - expected[0, 5, 0, 1::2]).max()
     assert error < 4e-7, error
     assert naive > 1e-3  # what angles in float32 would give
-
-
-def test_as_the_host(stream: Stream) -> None:
-    x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
-    tensor = DeviceTensor.from_numpy(x, stream=stream)
-    rope.launch(tensor, style="interleaved", start=11, base=500000.0, stream=stream)
-    close(tensor.numpy(), host.rope(x, np.arange(11, 16), 500000.0), FLOAT32)
 
 
 def test_factors_divide_the_frequencies(stream: Stream) -> None:

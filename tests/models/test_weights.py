@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hipattn.errors import ArgumentError, ModelError
-from hipattn.models import smollm2, weights
+from hipattn.models import weights
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.weights import LlamaWeights
 from tests.models.conftest import TENSORS, VOCABULARY
@@ -196,8 +196,8 @@ def test_bad_arguments(make_gguf) -> None:
 
 
 @pytest.mark.model
-def test_real_model(real_model: smollm2.SmolLM2) -> None:
-    found = LlamaWeights(real_model.weights)
+def test_real_model(real_file: GGUFFile) -> None:
+    found = LlamaWeights(real_file)
     assert found.tied
     count = 0
     for weight in found.load(np.float16):

@@ -1,0 +1,64 @@
+"""``hipattn generate``: a language model answers a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hipattn.cli.models import add_platform_and_dtype, apply
+from hipattn.cli.output import Commands
+from hipattn.models.generation import Generation
+
+__all__ = ["add_to", "run"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command's arguments."""
+    parser = commands.add_parser(
+        "generate",
+        help="answer a prompt with a language model",
+        description="Answer a prompt with SmolLM2-135M-Instruct, which is fetched at first use, or another GGUF of the "
+        "llama architecture. The answer goes to stdout as it is generated, its speed to stderr.",
+    )
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--model", default="smollm2", help="smollm2, or a GGUF file (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of the answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, help="choose among so many (default: 0, all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest that make up this part")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    add_platform_and_dtype(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate."""
+    apply(arguments)
+    from hipattn import models
+
+    with models.load(arguments.model, dtype=arguments.dtype) as model:
+        answer = model.generate(
+            arguments.prompt,
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+        )
+        for piece in answer:
+            print(piece, end="", flush=True)
+        print()
+        print(_speed(answer, model.stream.device.name), file=sys.stderr)
+    return 0
+
+
+def _speed(answer: Generation, device: str) -> str:
+    rate = answer.tokens_per_second
+    parts = [
+        f"{len(answer.prompt)} tokens in, {len(answer.tokens)} out",
+        f"{answer.first_token_seconds:.2f} s to the first",
+        *([] if rate is None else [f"then {rate:.1f} tokens/s"]),
+        device,
+    ]
+    ends = {"length": " (--max-tokens ended it)", "context": " (the model's context ended it)"}
+    return ", ".join(parts) + ends.get(str(answer.ended), "")
