@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from verify_checks import CHECKS, MODEL, Check, Evidence, Gpu, Result
+from verify_checks import CHECKS, RUN, Check, Evidence, Gpu, Result
+from verify_models import MODELS
 
 import hipattn
 from hipattn import Device, HipAttentionKernels, Stream, config
@@ -37,7 +38,8 @@ from hipattn.runtime import bindings
 
 def wanted(options: argparse.Namespace) -> list[Check]:
     """Return the checks that were asked for."""
-    return [item for item in CHECKS if options.model or item.section != MODEL]
+    found = [item for item in CHECKS if options.models or item.section != MODELS]
+    return sorted(found, key=lambda item: item.section == RUN)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
@@ -61,9 +63,16 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 def measure_apart(options: argparse.Namespace, arch: str) -> Iterator[Result]:
     """Do what `measure` does for one arch, in a process of its own: a process has one platform."""
-    command = [sys.executable, __file__, "--arch", arch, "--json", "-", *["--quick"] * options.quick]
-    if options.model:
-        command += ["--model", options.model]
+    command = [
+        sys.executable,
+        __file__,
+        "--arch",
+        arch,
+        "--json",
+        "-",
+        *["--quick"] * options.quick,
+        *["--models"] * options.models,
+    ]
     count = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for count, line in enumerate(process.stdout or (), 1):  # noqa: B007
@@ -105,7 +114,7 @@ MARKS = {
 }
 
 
-def report(console: Console, runs: dict[str, list[Result]], *, model: bool) -> None:
+def report(console: Console, runs: dict[str, list[Result]], *, models: bool) -> None:
     """Print what was measured where, the table, and what failed in full."""
     described = [item for found in runs.values() for item in found if "device" in item]
     for facts in described:
@@ -135,8 +144,8 @@ def report(console: Console, runs: dict[str, list[Result]], *, model: bool) -> N
     console.print(table)
     if len(runs) > 1:
         console.print("Evidence that differs is that of the arch in brackets, nearest to its bound.", style="dim")
-    if not model:
-        console.print(f"{MODEL}: not run (--model smollm2)", style="dim")
+    if not models:
+        console.print(f"{MODELS}: not run (--models)", style="dim")
     for arch, item in ((arch, item) for by_arch in rows.values() for arch, item in by_arch.items()):
         if item["status"] == "failed":
             console.print(f"\n✗ {item['name']} ({arch})", style="bold red")
@@ -157,7 +166,7 @@ def arguments() -> argparse.Namespace:
     add("--platform", choices=("auto", "amd", "nvidia", "cpu"), help="default: HIPATTN_PLATFORM, or auto")
     simulated: Any = {"choices": config.SIMULATED_ARCHS, "help": "GPU to simulate (cpu platform); repeatable"}
     add("--arch", action="append", default=[], **simulated)
-    add("--model", choices=("smollm2",), help="add the first layer of a real model, fetched at first use")
+    add("--models", action="store_true", help="add real models, fetched at first use: SmolLM2, MiniLM")
     add("--quick", action="store_true", help="small shapes only, for slow devices")
     add("--json", metavar="FILE", help="write the results to FILE; -: to stdout, a line a check, no table")
     options = parser.parse_args()
@@ -187,7 +196,7 @@ def main() -> int:
         print(f"verify: {error}", file=sys.stderr)
         return 1
     console = Console(markup=False, highlight=False, emoji=False)
-    report(console, runs, model=bool(options.model))
+    report(console, runs, models=options.models)
     statuses.update(item["status"] for found in runs.values() for item in found if "status" in item)
     counts = ", ".join(f"{statuses[status]} {status}" for status in MARKS if statuses[status])
     seconds = time.perf_counter() - start

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,17 +12,9 @@ from hipattn.cli.output import size
 from hipattn.compiler.cache import DiskCache
 from hipattn.config import VARIABLES
 from hipattn.runtime import bindings
+from tests.helpers.command import run
 
 simulated = pytest.mark.skipif(not bindings.platform().simulated, reason="needs the cpu platform")
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, with no HIPATTN_* variables but those given."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HIPATTN_")}
-    clean["HIPATTN_CACHE_DIR"] = os.environ["HIPATTN_CACHE_DIR"]
-    return subprocess.run(
-        [sys.executable, "-m", "hipattn", *arguments], env=clean | environment, capture_output=True, text=True
-    )
 
 
 # ---- info ----

@@ -1,0 +1,5 @@
+"""The tiny model."""
+
+from tests.models.conftest import make_gguf
+
+__all__ = ["make_gguf"]

@@ -1,0 +1,249 @@
+"""A llama on the device against the NumPy one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hipattn
+from hipattn import ArgumentError, CacheFullError, DeviceTensor, HipError, Stream
+from hipattn.errors import ModelError
+from hipattn.models.gguf_file import GGUFFile
+from hipattn.models.llama import Llama
+from hipattn.models.llama_reference import LlamaReference
+from hipattn.models.tokenizer import Tokenizer
+from hipattn.models.weights import LlamaWeights
+from hipattn.runtime import bindings
+from tests.helpers.mismatch import assert_close
+from tests.helpers.tolerance import DTYPES, EPSILON, magnitude
+from tests.models.conftest import TENSORS, VOCABULARY
+
+IDS = [7, 250, 7, 0, 31, 100, 262, 42, 9]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
+
+@pytest.fixture
+def path(make_gguf: Any) -> Path:
+    """A model of two layers."""
+    second = {name.replace("blk.0", "blk.1"): value[::-1] for name, value in TENSORS.items() if "blk" in name}
+    changes = {"llama.block_count": 2, "tokenizer.chat_template": TEMPLATE}
+    return make_gguf(changes, tensors={name: value / 4 for name, value in (TENSORS | second).items()})
+
+
+def reference(path: Path, dtype: Any = np.float64, rounded: Any = np.float32) -> LlamaReference:
+    weights = LlamaWeights(GGUFFile(path))
+    return LlamaReference(weights.hyperparameters, weights.load(rounded), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("method", ["flash", "staged"])
+def test_logits(stream: Stream, path: Path, dtype: np.dtype[Any], method: str) -> None:
+    expected = reference(path, rounded=dtype).forward(IDS)
+    with Llama(GGUFFile(path), dtype=dtype, method=method, stream=stream) as model:
+        found = model.logits(IDS)
+    assert (found.dtype, found.shape) == (np.float32, (len(IDS), len(VOCABULARY)))
+    assert_close(found, expected, atol=8 * EPSILON[dtype] * magnitude(expected))  # about twenty roundings
+
+
+def test_tied_or_not(stream: Stream, make_gguf: Any) -> None:
+    output = np.random.default_rng(3).standard_normal((len(VOCABULARY), 32)).astype(np.float32)
+    path = make_gguf(tensors=TENSORS | {"output.weight": output})
+    expected = reference(path).forward(IDS)
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model:
+        assert model.output is not model.embedding
+        assert_close(model.logits(IDS), expected, atol=1e-5 * magnitude(expected))
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 512])
+def test_token_by_token_is_as_one_pass(stream: Stream, path: Path, tokens: int) -> None:
+    expected = reference(path).forward(IDS)
+    with Llama(GGUFFile(path), stream=stream) as model, model.session(capacity=12, tokens=tokens) as session:
+        for first in (1, 5):
+            assert_close(session.prefill([IDS[:first]]).numpy()[0], expected[first - 1], atol=1e-4)
+            for position in range(first, len(IDS)):
+                ids = DeviceTensor.from_numpy(np.array([IDS[position]], np.int32), stream=stream)
+                assert_close(session.step(ids).numpy()[0], expected[position], atol=1e-4)
+            assert session.length == len(IDS)
+
+
+def test_prompts_of_different_lengths(stream: Stream, path: Path) -> None:
+    prompts = [IDS[:3], IDS, IDS[4:5]]
+    alone = [reference(path).generate(prompt, 5) for prompt in prompts]
+    with (
+        Llama(GGUFFile(path), method="flash", dtype=np.float32, stream=stream) as model,
+        model.session(batch=3, capacity=16) as session,
+    ):
+        with bindings.record() as calls:
+            session.prefill(prompts)
+        assert _copies(calls) == {"hipMemcpyHostToDevice": 1}
+        together = []
+        for _ in range(5):
+            together.append(session.choose().numpy())
+            session.step()
+    assert np.array(together).T.tolist() == alone
+
+
+def test_one_upload_and_a_download_a_token(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), method="flash", stream=stream) as model:
+        model.generate(IDS[:4], max_tokens=2).text()  # compiles
+        with bindings.record() as calls:
+            answer = model.generate(IDS[:4], max_tokens=9)
+            answer.text()
+    assert len(answer.tokens) == 9
+    assert _copies(calls) == {"hipMemcpyHostToDevice": 1, "hipMemcpyDeviceToHost": 9}
+    # The session's memory and the prompt; nothing for each token.
+    names = [name for name, _ in calls]
+    last_allocation = max(i for i, name in enumerate(names) if name.startswith("hipMalloc"))
+    assert names[:last_allocation].count("hipModuleLaunchKernel") == 0
+
+
+def _copies(calls: list[tuple[str, tuple[Any, ...]]]) -> dict[str, int]:
+    kinds = [arguments[3].name for name, arguments in calls if name.startswith("hipMemcpy")]
+    return dict(Counter(kinds))
+
+
+def test_greedy(stream: Stream, path: Path) -> None:
+    expected = reference(path).generate(IDS[:4], 12)
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model:
+        answer = model.generate(IDS[:4], max_tokens=12)
+        assert "".join(answer) == model.tokenizer.decode(expected)
+    assert answer.tokens == expected
+    assert (answer.prompt, answer.ended) == (IDS[:4], "length")
+    assert 0 < answer.first_token_seconds <= answer.seconds
+    assert answer.tokens_per_second > 0
+
+
+def test_an_answer_ends_where_the_model_or_its_context_ends_it(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), stream=stream) as model:
+        answer = model.generate(IDS, max_tokens=100)
+        answer.text()
+        assert answer.ended == "context"
+        assert len(IDS) + len(answer.tokens) == model.hyperparameters.context + 1  # the last is chosen, not seen
+        whole = answer.tokens
+        model.tokenizer.stops = frozenset({whole[3]})
+        answer = model.generate(IDS, max_tokens=100)
+        answer.text()
+        assert (answer.ended, answer.tokens) == ("stop", whole[: whole.index(whole[3])])
+
+
+def test_seeds(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), stream=stream) as model:
+
+        def tokens(**options: Any) -> list[int]:
+            answer = model.generate(IDS[:2], max_tokens=10, **options)
+            answer.text()
+            return answer.tokens
+
+        drawn = [tokens(temperature=1.0, seed=seed) for seed in (1, 2, 1)]
+        assert drawn[0] == drawn[2] != drawn[1]
+        assert len(set(drawn[0])) > 1
+        assert tokens(temperature=1.0, top_k=1) == tokens(temperature=1.0, top_p=1e-6) == tokens()
+
+
+def test_an_answer_that_is_left_frees_its_memory(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), stream=stream) as model:
+        answer = iter(model.generate(IDS, max_tokens=5, temperature=1.0))
+        next(answer)
+        del answer
+
+
+def test_chat(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), stream=stream) as model:
+        message = {"role": "user", "content": "the"}
+        assert model.encode("the") == model.encode([message]) == model.tokenizer.encode("<|im_start|>the<|im_end|>")
+        assert model.generate("the", max_tokens=1).prompt == model.encode("the")
+
+
+def test_bad_prompts(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), stream=stream) as model:
+        for prompt, message in (
+            ("", "prompt is ''; it takes a text"),
+            (" \n", "prompt is .*; it takes a text"),
+            ([], r"messages is \[\]; it takes a sequence of one or more"),
+            ([1, len(VOCABULARY)], f"tokens has 1 to {len(VOCABULARY)}; the vocabulary's are 0 to"),
+            ([-1], "tokens has -1 to -1"),
+            ([[1, 2]], r"tokens is int64 \(1, 2\); it takes one or more integers"),
+            ([0.5], "tokens is float64"),
+            ([1] * 17, "the prompt has 17 tokens; the model's context is 16"),
+            ("e" * 17, "the prompt has 19 tokens; the model's context is 16"),
+        ):
+            with pytest.raises(ArgumentError, match=message):
+                model.generate(prompt)
+        for options, message in (
+            ({"max_tokens": 0}, "max_tokens is 0; it takes an integer of 1 or more"),
+            ({"temperature": -1.0}, "temperature is -1.0"),
+            ({"top_p": 0.0}, r"top_p is 0\.0"),
+        ):
+            with pytest.raises(ArgumentError, match=message):
+                model.generate(IDS, **options).text()
+        with pytest.raises(ArgumentError, match="capacity is 17; the model's context is 16"):
+            model.session(capacity=17)
+        with model.session(batch=2, capacity=9) as session:
+            with pytest.raises(ArgumentError, match="prompts has 1 sequences; the session is for 2"):
+                session.prefill([IDS])
+            session.prefill([IDS, IDS])
+            session.choose()
+            with pytest.raises(CacheFullError, match="the cache holds 9 of 9 tokens; 1 more do not fit"):
+                session.step()
+            with pytest.raises(ArgumentError, match=r"ids has shape \(1,\); it takes \(2,\)"):
+                session.step(session.ids[:1])
+
+
+def test_files_that_are_refused_leave_nothing(stream: Stream, make_gguf: Any) -> None:
+    wrong = {"blk.0.attn_k.weight": np.zeros((8, 32), np.float32)}
+    with pytest.raises(ModelError, match=r"attn_k\.weight has shape \(8, 32\), expected \(16, 32\)"):
+        Llama(GGUFFile(make_gguf(tensors=TENSORS | wrong)), stream=stream)
+    nan = {"blk.0.ffn_down.weight": np.full((32, 64), np.nan, np.float32)}
+    with pytest.raises(ModelError, match=r"ffn_down\.weight holds NaN or infinity"):
+        Llama(GGUFFile(make_gguf(tensors=TENSORS | nan)), stream=stream)
+
+
+def test_no_memory_leaves_nothing(stream: Stream, path: Path, fail: Any) -> None:
+    call = "hipMallocAsync" if stream.device.memory_pools else "hipMalloc"
+    file = GGUFFile(path)
+    for nth in (1, 2, 3, 8, 9, 14):
+        with fail(f"{call}:{nth}"), pytest.raises(HipError):
+            Llama(file, stream=stream)
+    with Llama(file, stream=stream) as model:
+        for nth in range(1, 11):
+            with fail(f"{call}:{nth}"), pytest.raises(HipError):
+                model.session()
+
+
+@pytest.mark.parametrize("name", ["path", "str"])
+def test_load_by_path(path: Path, name: str) -> None:
+    with hipattn.models.load(str(path) if name == "str" else path, dtype="float16", method="flash") as model:
+        assert (model.dtype, model.method) == (np.float16, "flash")
+
+
+# Jane Austen, Pride and Prejudice, 1813: about two hundred tokens.
+TEXT = """It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of
+a wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, this
+truth is so well fixed in the minds of the surrounding families, that he is considered the rightful property of one or
+other of their daughters. "My dear Mr. Bennet," said his lady to him one day, "have you heard that Netherfield Park is
+let at last?" Mr. Bennet replied that he had not. "But it is," returned she; "for Mrs. Long has just been here, and she
+told me all about it." Mr. Bennet made no answer. "Do you not want to know who has taken it?" cried his wife
+impatiently. "You want to tell me, and I have no objection to hearing it." This was invitation enough. "Why, my dear,
+you must know, Mrs. Long says that Netherfield is taken by a young man of large fortune from the north of England."
+""".replace("\n", " ")
+
+
+@pytest.mark.model
+def test_the_real_model(stream: Stream, real_file: GGUFFile) -> None:
+    weights = LlamaWeights(real_file)
+    numpy = LlamaReference(weights.hyperparameters, weights.load())
+    ids = Tokenizer(real_file).encode(TEXT)[:200]
+    assert len(ids) == 200
+    expected = numpy.forward(ids)
+    with Llama(real_file, dtype=np.float32, stream=stream) as model:
+        error = np.abs(model.logits(ids) - expected).max() / magnitude(expected)
+        assert error < 1e-5, error
+        prompt = model.encode("Why is the sky blue?")
+        answer = model.generate(prompt, max_tokens=64)
+        answer.text()
+    weights = LlamaWeights(real_file)
+    assert answer.tokens == LlamaReference(weights.hyperparameters, weights.load(), np.float32).generate(prompt, 64)
