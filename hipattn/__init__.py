@@ -28,7 +28,7 @@ from hipattn.errors import (
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.layers import LayerSpec, LayerWeights, Rope
 from hipattn.plan import ExecutionPlan
-from hipattn.runtime import Blas, Device, DeviceBuffer, Event, Kernel, LaunchConfig, Module, Stream
+from hipattn.runtime import Blas, Device, DeviceBuffer, Event, Graph, Kernel, LaunchConfig, Module, Stream
 from hipattn.tensor import DeviceTensor
 
 __version__ = version("hipattn")
@@ -46,6 +46,7 @@ __all__ = [
     "DeviceTensor",
     "Event",
     "ExecutionPlan",
+    "Graph",
     "HipAttentionKernels",
     "HipError",
     "HipattnError",

@@ -4,6 +4,7 @@ from hipattn.runtime.blas import Blas
 from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.device import Device
 from hipattn.runtime.event import Event
+from hipattn.runtime.graph import Graph
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig, Module
 from hipattn.runtime.stream import Stream
 
@@ -13,6 +14,7 @@ __all__ = [
     "Device",
     "DeviceBuffer",
     "Event",
+    "Graph",
     "Kernel",
     "LaunchConfig",
     "Module",

@@ -22,6 +22,7 @@ enum hipError_t : int {
     hipErrorPeerAccessUnsupported = 217,
     hipErrorFileNotFound = 301,
     hipErrorInvalidHandle = 400,
+    hipErrorIllegalState = 401,
     hipErrorNotFound = 500,
     hipErrorNotReady = 600,
     hipErrorIllegalAddress = 700,
@@ -30,6 +31,8 @@ enum hipError_t : int {
     hipErrorHostMemoryNotRegistered = 713,
     hipErrorLaunchFailure = 719,
     hipErrorNotSupported = 801,
+    hipErrorStreamCaptureUnsupported = 900,
+    hipErrorStreamCaptureInvalidated = 901,
     hipErrorUnknown = 999,
 };
 

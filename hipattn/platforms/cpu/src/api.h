@@ -12,6 +12,7 @@ hipError_t leave(hipError_t);
 // Counts a call; not hipSuccess when it ends here, because it has to fail or there is nothing to run on.
 hipError_t enter(Counter*);
 hipError_t fault_of(const Device*);
+bool refuses_capture(Stream*);
 
 // Every entry point begins with one of these: it counts the call, injects a failure, and (all but the plain one)
 // finds the device or stream, whose sticky fault ends the call.
@@ -27,6 +28,9 @@ hipError_t fault_of(const Device*);
     Stream* stream = stream_of(handle);                             \
     if (!stream) return leave(hipErrorContextIsDestroyed);          \
     if (hipError_t status = fault_of(stream->device)) return leave(status)
+// What this simulator cannot capture spoils the capture, as what HIP cannot capture does.
+#define REFUSE_CAPTURE(stream) \
+    if (refuses_capture(stream)) return leave(hipErrorStreamCaptureUnsupported)
 // A call that waits fails as a real one does, after the wait: nothing touches the caller's memory any more.
 #define ENTER_WAIT(name)                          \
     static Counter counter = {#name, 0, nullptr}; \

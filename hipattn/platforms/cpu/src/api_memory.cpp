@@ -16,6 +16,7 @@ EXPORT hipError_t hipMalloc(void** out, size_t size) {
 
 EXPORT hipError_t hipMallocAsync(void** out, size_t size, Handle handle) {
     ENTER_STREAM(hipMallocAsync, handle);
+    REFUSE_CAPTURE(stream);
     return allocate(stream->device, out, size);
 }
 
@@ -39,6 +40,7 @@ EXPORT hipError_t hipFreeAsync(void* pointer, Handle handle) {
     Stream* stream = stream_of(handle);
     REQUIRE(stream, hipErrorContextIsDestroyed);
     REQUIRE(pointer, hipErrorInvalidValue);
+    REFUSE_CAPTURE(stream);
     REQUIRE(memory_mark_leaving(pointer) == hipSuccess, hipErrorInvalidValue);
     auto op = make<FreeOperation>();
     op->pointer = pointer;

@@ -22,12 +22,14 @@ EXPORT hipError_t hipStreamSynchronize(Handle handle) {
     ENTER_WAIT(hipStreamSynchronize);
     Stream* stream = stream_of(handle);
     REQUIRE(stream, hipErrorContextIsDestroyed);
+    REFUSE_CAPTURE(stream);
     stream_wait(stream);
     return leave(fault_of(stream->device) ? fault_of(stream->device) : late);
 }
 
 EXPORT hipError_t hipStreamQuery(Handle handle) {
     ENTER_STREAM(hipStreamQuery, handle);
+    REFUSE_CAPTURE(stream);
     if (!stream_idle(stream)) return hipErrorNotReady;
     return leave(fault_of(stream->device));
 }
@@ -37,6 +39,7 @@ EXPORT hipError_t hipStreamWaitEvent(Handle handle, Handle event_handle, unsigne
     Event* event = event_of(event_handle);
     REQUIRE(event, hipErrorInvalidHandle);
     REQUIRE(flags <= 1, hipErrorInvalidValue);
+    REFUSE_CAPTURE(stream);
     event_order(event, stream);
     return hipSuccess;
 }
@@ -75,6 +78,7 @@ EXPORT hipError_t hipStreamAddCallback(Handle handle, void (*callback)(Handle, h
                                        unsigned flags) {
     ENTER_STREAM(hipStreamAddCallback, handle);
     REQUIRE(callback && !flags, hipErrorInvalidValue);
+    REFUSE_CAPTURE(stream);
     HostOperation op = {};
     op.callback = callback;
     op.handle = handle;
@@ -111,6 +115,7 @@ EXPORT hipError_t hipEventRecord(Handle handle, Handle stream_handle) {
     ENTER_EVENT(hipEventRecord, handle);
     Stream* stream = stream_of(stream_handle);
     REQUIRE(stream, hipErrorContextIsDestroyed);
+    REFUSE_CAPTURE(stream);
     return leave(event_record(event, stream));
 }
 

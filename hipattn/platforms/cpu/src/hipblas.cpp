@@ -8,6 +8,8 @@
 
 typedef void* hipStream;
 extern "C" {
+bool sim_capture_keep(hipStream, void* data, void (*release)(void*));
+hipError_t hipLaunchHostFunc(hipStream, void (*)(void*), void*);
 hipError_t hipStreamAddCallback(hipStream, void (*)(hipStream, hipError_t, void*), void*, unsigned);
 hipError_t hipMemGetAddressRange(void** base, size_t* size, void* pointer);
 int sim_current_device();
@@ -36,6 +38,7 @@ namespace {
 // queued or run, oldest first. It outlives its handle until the last of them is done.
 struct Workspace {
     Array<struct Product*> pending;
+    int captured;  // products that graphs hold
     bool closed;
 };
 pthread_mutex_t workspaces = PTHREAD_MUTEX_INITIALIZER;
@@ -178,7 +181,7 @@ bool owns_workspace(const Product& p) {
 }
 
 void free_if_unused(Workspace* w) {
-    if (!w->closed || w->pending.count) return;
+    if (!w->closed || w->pending.count || w->captured) return;
     free(w->pending.items);
     free(w);
 }
@@ -191,6 +194,18 @@ void enqueue(Product* p) {
 void retire(Product* p) {
     Lock lock(workspaces);
     p->workspace->pending.remove_item(p);
+    free_if_unused(p->workspace);
+    free(p);
+}
+
+void hold(Workspace* w) {
+    Lock lock(workspaces);
+    ++w->captured;
+}
+
+void free_captured(Product* p) {
+    Lock lock(workspaces);
+    --p->workspace->captured;
     free_if_unused(p->workspace);
     free(p);
 }
@@ -224,6 +239,14 @@ void run(hipStream stream, Product& p) {
         if (p.c.type == F16) narrow_matrix<_Float16>(out, p.m, p.n, p.c.matrix(i), p.c.leading);
         if (p.c.type == BF16) narrow_matrix<uint16_t>(out, p.m, p.n, p.c.matrix(i), p.c.leading);
     }
+}
+
+// A product of a graph, at each launch: no other one of its handle is under way then.
+void run_captured(Product& p) {
+    enqueue(&p);
+    run(p.stream, p);
+    Lock lock(workspaces);
+    p.workspace->pending.remove_item(&p);
 }
 
 bool known(Type type) { return type == F32 || type == F16 || type == BF16; }
@@ -294,6 +317,12 @@ EXPORT hipblasStatus hipblasGemmStridedBatchedEx(Handle* handle, Transpose ta, T
 
     auto queued = make<Product>();
     *queued = p;
+    if (sim_capture_keep(handle->stream, queued, [](void* product) { free_captured(static_cast<Product*>(product)); })) {
+        hold(p.workspace);
+        auto again = [](void* product) { run_captured(*static_cast<Product*>(product)); };
+        bool captured = hipLaunchHostFunc(handle->stream, again, queued) == hipSuccess;
+        return captured ? HIPBLAS_STATUS_SUCCESS : HIPBLAS_STATUS_INTERNAL_ERROR;
+    }
     enqueue(queued);
     auto callback = [](hipStream stream, hipError_t status, void* product) {
         if (status == hipSuccess) run(stream, *static_cast<Product*>(product));

@@ -238,7 +238,10 @@ hipError_t function_launch(Function* f, sim_dim3 grid, sim_dim3 block, unsigned 
     op->launch.device = stream->device;
     op->launch.tls_module = f->module->tls_module;
     op->launch.tls_bytes = f->module->tls_bytes;
-    op->run = [](Operation* self) { execute(&static_cast<LaunchOperation*>(self)->launch); };
+    op->run = [](Operation* self) {
+        Launch launch = static_cast<LaunchOperation*>(self)->launch;  // the executor counts in it
+        execute(&launch);
+    };
     stream_submit(stream, op);
     return hipSuccess;
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "fault.h"
+#include "graph.h"
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t progress = PTHREAD_COND_INITIALIZER;
@@ -130,9 +131,13 @@ static bool ordered(const Stream* a, const Stream* b) {
 
 Ticket stream_submit(Stream* s, Operation* op) {
     Lock lock(mutex);
+    op->stream = s;
+    if (s->capture) {
+        graph_add(s->capture, op);
+        return {};
+    }
     for (Stream* other : streams)
         if (ordered(s, other) && other->completed < other->submitted) op->after.push({other, other->submitted});
-    op->stream = s;
     op->ticket = {s, ++s->submitted};
     Ticket ticket = op->ticket;
     if (s->head)
@@ -152,6 +157,18 @@ Ticket stream_submit(Stream* s, Operation* op) {
         pthread_cond_signal(&s->work);
     }
     return ticket;
+}
+
+bool stream_set_capture(Stream* s, Graph* graph) {
+    Lock lock(mutex);
+    if (graph && s->capture) return false;
+    s->capture = graph;
+    return true;
+}
+
+Graph* stream_capture(Stream* s) {
+    Lock lock(mutex);
+    return s->capture;
 }
 
 bool stream_idle(Stream* s) {

@@ -9,7 +9,10 @@ struct Ticket {
     uint64_t number;
 };
 
-// Work for a stream. The specific kinds derive from it; made with `make`, freed after it ran.
+struct Graph;
+
+// Work for a stream. The specific kinds derive from it; made with `make`, freed after it ran. What a stream captures
+// runs again with each launch of its graph.
 struct Operation {
     void (*run)(Operation*);
     bool always;  // runs also when the device is broken: what gives memory back, what others wait for
@@ -26,6 +29,7 @@ struct Stream {
     pthread_cond_t work;
     Operation *head, *tail;
     uint64_t submitted, completed;
+    Graph* capture;  // takes what is submitted, if there is one
 };
 
 // A handle as HIP's callers pass it: null and hipStreamLegacy are the current device's null stream,
@@ -36,6 +40,8 @@ Stream* stream_create(Device*, unsigned flags);
 void stream_destroy(Stream*);  // returns at once; what is queued still runs
 
 Ticket stream_submit(Stream*, Operation*);
+bool stream_set_capture(Stream*, Graph*);  // false if there is one already; null ends it
+Graph* stream_capture(Stream*);
 bool stream_idle(Stream*);  // of the null stream: and every stream that it waits for
 void stream_wait(Stream*);
 void device_wait(Device*);
