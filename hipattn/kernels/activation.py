@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import BLOCK, as_rows, joined, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -98,48 +96,36 @@ def launch(
         The launch fails.
     """
     out = x if out is None else out
-    tensors = {"x": x, "out": out, "up": up, "bias": bias}
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    check_device(stream, **given)
-    facts = tuple((name, t.dtype, t.shape, t.strides, t.pointer % ACCESS_BYTES) for name, t in given.items())
-    plan = _plan(stream.device, kind, facts)
+    plan = _plan(stream.device, kind, operands(stream, {"x": x, "out": out}, {"up": up, "bias": bias}))
     if plan is None:
         return
     kernel, config, sizes = plan
-    pointers = (None if tensor is None else tensor.pointer for tensor in tensors.values())
-    for tensor in given.values():
-        tensor.buffer.used_on(stream)
-    kernel.launch(stream, config, ActivationParams(*pointers, *sizes))
-
-
-_Operand = tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
+    kernel.launch(stream, config, ActivationParams(*addresses(stream, x, out, up, bias), *sizes))
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device, kind: str, operands: tuple[_Operand, ...]
+    device: Device, kind: str, tensors: tuple[Operand, ...]
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     if kind not in KINDS:
         raise ArgumentError(f"kind is {kind!r}; accepted: {', '.join(KINDS)}")
-    _, x_dtype, x_shape, *_ = operands[0]
+    _, x_dtype, x_shape, *_ = tensors[0]
     dtype = as_dtype(x_dtype, "x's dtype")
     given = {}
-    for name, kind_of, shape, strides, _ in operands:
+    for name, kind_of, shape, strides, _ in tensors:
         expected = x_shape[-1:] if name == "bias" else x_shape
         if shape != expected:
             raise ArgumentError(f"{name} has shape {shape}; it takes {expected}")
         if as_dtype(kind_of, f"{name}'s dtype") != dtype and name != "bias":
             raise ArgumentError(f"{name} is {kind_of.name}; it takes {dtype.name}, as x")
         given[name] = as_rows(name, shape, strides)
-    bias = next((kind_of.name for name, kind_of, *_ in operands if name == "bias"), None)
+    bias = next((kind_of.name for name, kind_of, *_ in tensors if name == "bias"), None)
     if bias is None:
         given = dict(zip(given, joined(*given.values()), strict=True))
     rows, columns, _ = given["x"]
     if not rows * columns:
         return None
-    vector = vector_width(
-        *((address, each.itemsize, (given[name].stride,)) for name, each, _, _, address in operands),
-    )
+    vector = vector_width(*((address, each.itemsize, (given[name].stride,)) for name, each, _, _, address in tensors))
     row_shift, blocks_per_row, config = share(rows, columns, vector)
     kernel = load(specialise(dtype.name, vector, kind=kind, gated="up" in given, bias_dtype=bias), device)
     strides_of = (given[name].stride if name in given else 0 for name in ("x", "out", "up"))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import BLOCK, as_rows, joined, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -72,30 +70,22 @@ def launch(a: DeviceTensor, b: DeviceTensor, out: DeviceTensor | None = None, *,
         The launch fails.
     """
     out = a if out is None else out
-    check_device(stream, a=a, b=b, out=out)
-    facts = tuple((x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES) for x in (a, b, out))
-    plan = _plan(stream.device, facts)
+    plan = _plan(stream.device, operands(stream, {"a": a, "b": b, "out": out}))
     if plan is None:
         return
     kernel, config, sizes = plan
-    for tensor in (a, b, out):
-        tensor.buffer.used_on(stream)
-    kernel.launch(stream, config, AddParams(a.pointer, b.pointer, out.pointer, *sizes))
-
-
-_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
+    kernel.launch(stream, config, AddParams(*addresses(stream, a, b, out), *sizes))
 
 
 @lru_cache(maxsize=4096)
-def _plan(device: Device, operands: tuple[_Operand, ...]) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    shapes = [shape for _, shape, _, _ in operands]
+def _plan(device: Device, tensors: tuple[Operand, ...]) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    shapes = [shape for _, _, shape, _, _ in tensors]
     if shapes[2] != shapes[0]:
         raise ArgumentError(f"out has shape {shapes[2]}; a has {shapes[0]}")
     if shapes[1] not in (shapes[0], shapes[0][-1:]):
         raise ArgumentError(f"b has shape {shapes[1]}; it takes {shapes[0]} or {shapes[0][-1:]}")
-    names = ("a", "b", "out")
-    dtypes = [as_dtype(dtype, f"{name}'s dtype") for name, (dtype, *_) in zip(names, operands, strict=True)]
-    each = [as_rows(name, shape, strides) for name, (_, shape, strides, _) in zip(names, operands, strict=True)]
+    dtypes = [as_dtype(dtype, f"{name}'s dtype") for name, dtype, *_ in tensors]
+    each = [as_rows(name, shape, strides) for name, _, shape, strides, _ in tensors]
     if shapes[1] == shapes[0]:
         each = list(joined(*each))
     rows, columns, _ = each[0]
@@ -103,7 +93,7 @@ def _plan(device: Device, operands: tuple[_Operand, ...]) -> tuple[Kernel, Launc
         return None
     strides = [x.stride for x in each]
     vector = vector_width(
-        *((address, dtype.itemsize, (step,)) for (dtype, _, _, address), step in zip(operands, strides, strict=True))
+        *((address, dtype.itemsize, (step,)) for (_, dtype, *_, address), step in zip(tensors, strides, strict=True))
     )
     row_shift, blocks_per_row, config = share(rows, columns, vector)
     a_dtype, b_dtype, out_dtype = (dtype.name for dtype in dtypes)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, share, vector_width, widest
+from hipattn.kernels.operands import Operand, operand
+from hipattn.kernels.rows import BLOCK, as_rows, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -69,8 +67,7 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
     HipError
         The launch fails.
     """
-    check_device(stream, scores=scores)
-    plan = _plan(stream.device, scores.dtype, scores.shape, scores.strides, scores.pointer % ACCESS_BYTES)
+    plan = _plan(stream.device, operand(stream, "scores", scores))
     if plan is None:
         return
     kernel, config, sizes = plan
@@ -79,13 +76,12 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _plan(
-    device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], address: int
-) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    as_dtype(dtype, "scores's dtype")
+def _plan(device: Device, scores: Operand) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    name, dtype, shape, strides, address = scores
+    as_dtype(dtype, f"{name}'s dtype")
     if len(shape) < 2:
-        raise ArgumentError(f"scores has shape {shape}; it takes [..., seq_q, seq_k]")
-    rows, seq_k, stride = as_rows("scores", shape, strides)
+        raise ArgumentError(f"{name} has shape {shape}; it takes [..., seq_q, seq_k]")
+    rows, seq_k, stride = as_rows(name, shape, strides)
     seq_q = shape[-2]
     # A single query is the last one: it sees every key.
     if not rows * seq_k or seq_q == 1:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.kernels.operands import addresses
 from hipattn.kernels.rows import BLOCK, as_rows, check_device
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
@@ -81,10 +82,8 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
     if plan is None:
         return
     kernel, config, (row, *sizes) = plan
-    arguments = ConfineParams(weights.pointer, v.pointer, out.pointer, row, *v.strides[:3], *out.strides[:3], *sizes)
-    for tensor in (weights, v, out):
-        tensor.buffer.used_on(stream)
-    kernel.launch(stream, config, arguments)
+    pointers = addresses(stream, weights, v, out)
+    kernel.launch(stream, config, ConfineParams(*pointers, row, *v.strides[:3], *out.strides[:3], *sizes))
 
 
 @lru_cache(maxsize=4096)

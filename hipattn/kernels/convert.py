@@ -6,14 +6,12 @@ import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import permutations
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operand
+from hipattn.kernels.rows import BLOCK, as_rows, joined, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -67,32 +65,17 @@ def launch(x: DeviceTensor, out: DeviceTensor, *, stream: Stream) -> None:
     HipError
         The launch fails.
     """
-    check_device(stream, x=x, out=out)
-    plan = _plan(stream.device, *_facts(x), *_facts(out))
+    plan = _plan(stream.device, operand(stream, "x", x), operand(stream, "out", out))
     if plan is None:
         return
     kernel, config, sizes = plan
-    for tensor in (x, out):
-        tensor.buffer.used_on(stream)
-    kernel.launch(stream, config, ConvertParams(x.pointer, out.pointer, *sizes))
-
-
-def _facts(x: DeviceTensor) -> tuple[Any, ...]:
-    return x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES
+    kernel.launch(stream, config, ConvertParams(*addresses(stream, x, out), *sizes))
 
 
 @lru_cache(maxsize=4096)
-def _plan(
-    device: Device,
-    in_dtype: np.dtype[Any],
-    in_shape: tuple[int, ...],
-    in_strides: tuple[int, ...],
-    in_address: int,
-    out_dtype: np.dtype[Any],
-    out_shape: tuple[int, ...],
-    out_strides: tuple[int, ...],
-    out_address: int,
-) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+def _plan(device: Device, source: Operand, result: Operand) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    _, in_dtype, in_shape, in_strides, in_address = source
+    _, out_dtype, out_shape, out_strides, out_address = result
     if in_shape != out_shape:
         raise ArgumentError(f"out has shape {out_shape}; x has {in_shape}")
     for name, dtype in (("x", in_dtype), ("out", out_dtype)):

@@ -15,7 +15,8 @@ from hipattn.arguments import number
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import BLOCK, as_rows, check_device, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -104,27 +105,19 @@ def launch(
     factor = number("scale", scale)
     names = ("table", "ids"), *((f"added[{i}]'s table", f"added[{i}]'s ids") for i in range(len(added)))
     pairs = (table, ids), *added
-    check_device(stream, out=out)
-    tables, places = [], []
+    tensors = {"out": out}
     for (name, ids_name), (each, indices) in zip(names, pairs, strict=True):
-        check_device(stream, **{name: each})
-        tables.append(each)
         if not isinstance(indices, DeviceTensor):
+            check_device(stream, out=out, **{name: each})
             indices = DeviceTensor.from_numpy(_checked(ids_name, indices, name, each), stream=stream)
-        check_device(stream, **{ids_name: indices})
-        places.append(indices)
-    facts = tuple(
-        (name, t.dtype, t.shape, t.strides, t.pointer % ACCESS_BYTES, i.dtype, i.shape, i.strides)
-        for (name, _), t, i in zip(names, tables, places, strict=True)
-    )
-    plan = _plan(stream.device, facts, (out.dtype, out.shape, out.strides, out.pointer % ACCESS_BYTES))
+        tensors |= {name: each, ids_name: indices}
+    plan = _plan(stream.device, *operands(stream, tensors))
     if plan is None:
         return
     kernel, config, sizes = plan
-    pointers = (_Pointers(*(tensor.pointer for tensor in tensors)) for tensors in (tables, places))
-    for tensor in (*tables, *places, out):
-        tensor.buffer.used_on(stream)
-    kernel.launch(stream, config, EmbeddingParams(*pointers, out.pointer, *sizes, factor))
+    result, *lookups = addresses(stream, *tensors.values())
+    pointers = _Pointers(*lookups[::2]), _Pointers(*lookups[1::2])
+    kernel.launch(stream, config, EmbeddingParams(*pointers, result, *sizes, factor))
 
 
 def _checked(name: str, ids: NDArray[np.integer], table_name: str, table: DeviceTensor) -> NDArray[np.int32]:
@@ -139,26 +132,18 @@ def _checked(name: str, ids: NDArray[np.integer], table_name: str, table: Device
     return array.astype(np.int32)
 
 
-_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
-_Lookup = tuple[
-    str, np.dtype[Any], tuple[int, ...], tuple[int, ...], int, np.dtype[Any], tuple[int, ...], tuple[int, ...]
-]
-
-
 @lru_cache(maxsize=4096)
-def _plan(
-    device: Device, lookups: tuple[_Lookup, ...], result: _Operand
-) -> tuple[Kernel, LaunchConfig, tuple[Any, ...]] | None:
-    out_dtype, out_shape, out_strides, out_address = result
+def _plan(device: Device, result: Operand, *lookups: Operand) -> tuple[Kernel, LaunchConfig, tuple[Any, ...]] | None:
+    _, out_dtype, out_shape, out_strides, out_address = result
     as_dtype(out_dtype, "out's dtype")
-    _, dtype, table_shape, *_, ids_shape, _ = lookups[0]
-    dtype = as_dtype(dtype, "table's dtype")
+    tables, ids = lookups[::2], lookups[1::2]
+    _, dtype, table_shape, *_ = tables[0]
+    as_dtype(dtype, "table's dtype")
+    ids_shape = ids[0][2]
     if len(ids_shape) not in (1, 2):
         raise ArgumentError(f"ids has shape {ids_shape}; it takes [tokens] or [batch, tokens]")
-    sizes, strides, steps = [], [], []
-    operands = []
-    for name, kind, shape, row, address, ids_dtype, indices, indices_step in lookups:
-        ids_name = "ids" if name == "table" else name.replace("table", "ids")
+    sizes, strides, steps, accesses = [], [], [], []
+    for (name, kind, shape, row, address), (ids_name, ids_dtype, indices, step, _) in zip(tables, ids, strict=True):
         if len(shape) != 2 or shape[1] != table_shape[-1]:
             raise ArgumentError(f"{name} has shape {shape}; it takes [size, {table_shape[-1] if shape else 'columns'}]")
         if kind != dtype:
@@ -167,16 +152,16 @@ def _plan(
             raise ArgumentError(f"{ids_name} is {ids_dtype.name} {indices}; it takes int32 {ids_shape}")
         sizes.append(shape[0])
         strides.append(as_rows(name, shape, row).stride)
-        steps.append((0, *indices_step)[-2:])
-        operands.append((address, dtype.itemsize, (strides[-1],)))
+        steps.append((0, *step)[-2:])
+        accesses.append((address, dtype.itemsize, (strides[-1],)))
     columns = table_shape[1]
     if out_shape != (*ids_shape, columns):
         raise ArgumentError(f"out has shape {out_shape}; it takes {(*ids_shape, columns)}")
     rows, _, out_stride = as_rows("out", out_shape, out_strides)
     if not rows * columns:
         return None
-    vector = vector_width(*operands, (out_address, out_dtype.itemsize, (out_stride,)))
+    vector = vector_width(*accesses, (out_address, out_dtype.itemsize, (out_stride,)))
     row_shift, blocks_per_row, config = share(rows, columns, vector)
-    kernel = load(specialise(dtype.name, out_dtype.name, vector, added=len(lookups) - 1), device)
-    tables = (_Sizes(*values) for values in (sizes, strides, *zip(*steps, strict=True)))
-    return kernel, config, (*tables, rows, ids_shape[-1], columns, out_stride, row_shift, blocks_per_row)
+    kernel = load(specialise(dtype.name, out_dtype.name, vector, added=len(tables) - 1), device)
+    numbers = (_Sizes(*values) for values in (sizes, strides, *zip(*steps, strict=True)))
+    return kernel, config, (*numbers, rows, ids_shape[-1], columns, out_stride, row_shift, blocks_per_row)

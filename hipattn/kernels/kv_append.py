@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import BLOCK, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -83,10 +81,7 @@ def launch(
     HipError
         The launch fails.
     """
-    tensors = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
-    check_device(stream, **tensors)
-    operands = tuple((x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES) for x in tensors.values())
-    plan = _plan(stream.device, operands)
+    plan = _plan(stream.device, operands(stream, {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}))
     if not 0 <= position <= k_cache.shape[1] - k.shape[1]:
         raise ArgumentError(
             f"position is {position}; a cache of {k_cache.shape[1]} takes {k.shape[1]} tokens at "
@@ -95,28 +90,23 @@ def launch(
     if plan is None:
         return
     kernel, config, strides, sizes = plan
-    pointers = (x.pointer for x in tensors.values())
-    for tensor in tensors.values():
-        tensor.buffer.used_on(stream)
+    pointers = addresses(stream, k, v, k_cache, v_cache)
     kernel.launch(stream, config, KvAppendParams(*pointers, *strides, position, *sizes))
-
-
-_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device, operands: tuple[_Operand, ...]
+    device: Device, tensors: tuple[Operand, ...]
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...], tuple[int, ...]] | None:
-    dtype = as_dtype(operands[0][0], "k's dtype")
-    for name, (kind, shape, strides, _) in zip(_POINTERS, operands, strict=True):
+    dtype = as_dtype(tensors[0][1], "k's dtype")
+    for name, kind, shape, strides, _ in tensors:
         if len(shape) != 4:
             raise ArgumentError(f"{name} has shape {shape}; it takes [batch, tokens, heads_kv, dim]")
         if shape[3] > 1 and strides[3] != 1:
             raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
         if kind != dtype:
             raise ArgumentError(f"{name} is {kind.name}; k is {dtype.name}, and all take the same")
-    k, v, k_cache, v_cache = (shape for _, shape, _, _ in operands)
+    k, v, k_cache, v_cache = (shape for _, _, shape, _, _ in tensors)
     batch, tokens, heads, k_dim = k
     v_dim = v[3]
     if v[:3] != k[:3]:
@@ -129,10 +119,8 @@ def _plan(
         return None
     if rows >= 2**31:
         raise ArgumentError(f"k has {batch} * {tokens} * {heads} rows; one append takes fewer than 2^30")
-    vector = vector_width(
-        *((address, dtype.itemsize, strides[:3]) for _, _, strides, address in operands),
-    )
+    vector = vector_width(*((address, dtype.itemsize, strides[:3]) for *_, strides, address in tensors))
     row_shift, blocks_per_row, config = share(rows, columns, vector)
     kernel = load(specialise(dtype.name, vector), device)
-    steps = tuple(stride for _, _, strides, _ in operands for stride in strides[:3])
+    steps = tuple(stride for *_, strides, _ in tensors for stride in strides[:3])
     return kernel, config, steps, (batch, tokens, heads, k_dim, v_dim, row_shift, blocks_per_row)

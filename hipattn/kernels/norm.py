@@ -5,16 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.arguments import number
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import wave_size
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, MAX_BLOCKS, as_rows, check_device, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import MAX_BLOCKS, as_rows, vector_width, widest
 from hipattn.kernels.softmax import choose
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
@@ -32,11 +30,11 @@ class NormParams(Arguments):
 
     _fields_ = (
         ("x", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("sum_out", ctypes.c_void_p),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("in_stride", ctypes.c_int64),
@@ -122,11 +120,8 @@ def launch(
         The launch fails.
     """
     out = x if out is None else out
-    tensors = {"x": x, "out": out, "residual": residual, "sum_out": sum_out, "weight": weight, "bias": bias}
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    check_device(stream, **given)
-    facts = tuple((name, t.dtype, t.shape, t.strides, t.pointer % ACCESS_BYTES) for name, t in given.items())
-    plan = _plan(stream.device, kind, facts)
+    optional = {"bias": bias, "residual": residual, "sum_out": sum_out}
+    plan = _plan(stream.device, kind, operands(stream, {"x": x, "weight": weight, "out": out}, optional))
     if number("eps", eps) < 0:
         raise ArgumentError(f"eps is {eps}; it takes 0 or more")
     if sum_out is not None and sum_out.pointer == out.pointer:
@@ -134,42 +129,35 @@ def launch(
     if plan is None:
         return
     kernel, config, sizes = plan
-    pointers = (None if tensor is None else tensor.pointer for tensor in tensors.values())
-    for tensor in given.values():
-        tensor.buffer.used_on(stream)
+    pointers = addresses(stream, x, weight, out, bias, residual, sum_out)
     kernel.launch(stream, config, NormParams(*pointers, *sizes, eps))
-
-
-_Operand = tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device, kind: str, operands: tuple[_Operand, ...]
+    device: Device, kind: str, tensors: tuple[Operand, ...]
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     if kind not in KINDS:
         raise ArgumentError(f"kind is {kind!r}; accepted: {', '.join(KINDS)}")
-    _, x_dtype, x_shape, *_ = operands[0]
+    _, x_dtype, x_shape, *_ = tensors[0]
     if not x_shape:
         raise ArgumentError("x has shape (); it takes [..., columns]")
-    dtypes = {name: as_dtype(dtype, f"{name}'s dtype") for name, dtype, *_ in operands}
+    dtypes = {name: as_dtype(dtype, f"{name}'s dtype") for name, dtype, *_ in tensors}
     if "sum_out" in dtypes and "residual" not in dtypes:
         raise ArgumentError("sum_out is given without residual; it takes x + residual")
     for name, like in (("residual", "x"), ("sum_out", "x"), ("bias", "weight")):
         if name in dtypes and dtypes[name] != dtypes[like]:
             raise ArgumentError(f"{name} is {dtypes[name].name}; it takes {dtypes[like].name}, as {like}")
     strides: dict[str, int] = {}
-    for name, _, shape, steps, _ in operands:
+    for name, _, shape, steps, _ in tensors:
         expected = x_shape if name in _ROWS else x_shape[-1:]
         if shape != expected:
             raise ArgumentError(f"{name} has shape {shape}; it takes {expected}")
         strides[name] = as_rows(name, shape, steps).stride
-    rows, columns, _ = as_rows("x", x_shape, operands[0][3])
+    rows, columns, _ = as_rows("x", x_shape, tensors[0][3])
     if not rows * columns:
         return None
-    vector = vector_width(
-        *((address, dtype.itemsize, (strides[name],)) for name, dtype, _, _, address in operands),
-    )
+    vector = vector_width(*((address, dtype.itemsize, (strides[name],)) for name, dtype, _, _, address in tensors))
     constants = choose(columns, vector, device.wave_size)
     options = {name: name in dtypes for name in ("bias", "residual", "sum_out")}
     specialisation = specialise(

@@ -15,7 +15,8 @@ from hipattn.arguments import integer, number
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operand
+from hipattn.kernels.rows import BLOCK, share, vector_width, widest
 from hipattn.layout import overlaps
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
@@ -116,7 +117,6 @@ def launch(
         The launch fails.
     """
     out = x if out is None else out
-    check_device(stream, x=x, out=out)
     starts, first = positions, 0
     if positions is not None and (isinstance(start, DeviceTensor) or start != 0):
         raise ArgumentError("start and positions are both given; it takes one of them")
@@ -127,52 +127,45 @@ def launch(
         if first > MAX_POSITION:
             raise ArgumentError(f"start is {first}; it takes at most {MAX_POSITION}")
     name = "start" if positions is None else "positions"
-    if starts is not None:
-        check_device(stream, **{name: starts})
-    facts = tuple((t.dtype, t.shape, t.strides, t.pointer % ACCESS_BYTES) for t in (x, out))
-    where = None if starts is None else (name, starts.dtype, starts.shape, starts.strides)
-    plan = _plan(stream.device, *facts, where, style, rotary_dim, x.pointer == out.pointer)
+    where = None if starts is None else operand(stream, name, starts)
+    facts = operand(stream, "x", x), operand(stream, "out", out), where
+    plan = _plan(stream.device, style, rotary_dim, x.pointer == out.pointer, *facts)
     if number("base", base) <= 0:
         raise ArgumentError(f"base is {base}; it takes a number above 0")
     if plan is None:
         return
     kernel, config, strides, sizes = plan
     tables = _quarters(sizes[3], base, factors)
-    pointers = x.pointer, out.pointer, None if starts is None else starts.pointer
-    for tensor in (x, out, starts):
-        if tensor is not None:
-            tensor.buffer.used_on(stream)
+    pointers = addresses(stream, x, out, starts)
     kernel.launch(stream, config, RopeParams(*pointers, first, *strides, *sizes, *tables))
-
-
-_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
 
 
 @lru_cache(maxsize=4096)
 def _plan(
     device: Device,
-    x: _Operand,
-    out: _Operand,
-    starts: tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...]] | None,
     style: str,
     rotary_dim: int | None,
     in_place: bool,
+    x: Operand,
+    out: Operand,
+    starts: Operand | None,
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...], tuple[int, ...]] | None:
     if style not in STYLES:
         raise ArgumentError(f"style is {style!r}; accepted: {', '.join(STYLES)}")
-    dtype, shape, x_strides, _ = x
+    _, dtype, shape, x_strides, _ = x
     as_dtype(dtype, "x's dtype")
     if len(shape) != 4:
         raise ArgumentError(f"x has shape {shape}; it takes [batch, tokens, heads, head_dim]")
-    for name, (kind, size, strides, _) in (("x", x), ("out", out)):
+    for name, kind, size, strides, _ in (x, out):
         if kind != dtype or size != shape:
             raise ArgumentError(f"{name} is {kind.name} {size}; x is {dtype.name} {shape}, and both are alike")
         if shape[3] > 1 and strides[3] != 1:
             raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
-    if 0 not in shape and overlaps(shape, out[2]):
-        raise ArgumentError(f"out has shape {shape} and strides {out[2]}; its elements must not overlap")
-    if in_place and out[2] != x_strides:
-        raise ArgumentError(f"out is x with strides {out[2]}; x has {x_strides}, and in place both are alike")
+    out_strides = out[3]
+    if 0 not in shape and overlaps(shape, out_strides):
+        raise ArgumentError(f"out has shape {shape} and strides {out_strides}; its elements must not overlap")
+    if in_place and out_strides != x_strides:
+        raise ArgumentError(f"out is x with strides {out_strides}; x has {x_strides}, and in place both are alike")
     batch, tokens, heads, head_dim = shape
     turned = head_dim if rotary_dim is None else integer("rotary_dim", rotary_dim)
     if turned % 2 or turned > min(head_dim, 2 * MAX_PAIRS):
@@ -186,21 +179,19 @@ def _plan(
     if rows >= 2**31:
         raise ArgumentError(f"x has {batch} * {tokens} * {heads} heads of tokens; it takes fewer than 2^31")
     # A thread takes whole vectors of pairs and of the rest.
-    vector = vector_width(*((address, dtype.itemsize, (*steps[:3], pairs, rest)) for _, _, steps, address in (x, out)))
+    vector = vector_width(*((address, dtype.itemsize, (*steps[:3], pairs, rest)) for *_, steps, address in (x, out)))
     row_shift, blocks_per_row, config = share(rows, columns, vector)
     kernel = load(specialise(dtype.name, vector, style=style), device)
-    strides = (*where, *x_strides[:3], *out[2][:3])
+    strides = (*where, *x_strides[:3], *out_strides[:3])
     step = 0 if starts is not None and starts[0] == "positions" else 1
     return kernel, config, strides, (batch, tokens, heads, pairs, rest, step, row_shift, blocks_per_row)
 
 
-def _starts(
-    starts: tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...]] | None, batch: int, tokens: int
-) -> tuple[int, int]:
+def _starts(starts: Operand | None, batch: int, tokens: int) -> tuple[int, int]:
     """Return the strides, over the batch and over tokens, of where positions are read."""
     if starts is None:
         return 0, 0
-    name, dtype, shape, strides = starts
+    name, dtype, shape, strides, _ = starts
     expected = (batch,) if name == "start" else (batch, tokens)
     if dtype != INT32 or shape != expected:
         raise ArgumentError(f"{name} is {dtype.name} {shape}; it takes int32 {expected}")

@@ -7,15 +7,13 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
-from typing import Any
-
-import numpy as np
 
 from hipattn.arguments import integer, number
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, MAX_BLOCKS, as_rows, check_device, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import BLOCK, MAX_BLOCKS, as_rows, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -109,9 +107,7 @@ def launch(
         The launch fails.
     """
     steps = step if isinstance(step, DeviceTensor) else None
-    tensors = {"logits": logits, "out": out, "step": steps, "sequences": sequences}
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    check_device(stream, **given)
+    facts = operands(stream, {"logits": logits, "out": out}, {"step": steps, "sequences": sequences})
     first = 0 if isinstance(step, DeviceTensor) else _below("step", step, 2**63)
     kept = min(_below("top_k", top_k, 2**63), logits.shape[-1] if logits.shape else 0)
     heat, mass = number("temperature", temperature), number("top_p", top_p)
@@ -121,14 +117,11 @@ def launch(
         raise ArgumentError(f"top_p is {top_p}; it takes a number above 0, at most 1")
     key = _below("seed", seed, 2**63)
     draw = bool(heat) and kept != 1
-    facts = tuple((name, t.dtype, t.shape, t.strides, t.pointer % ACCESS_BYTES) for name, t in given.items())
-    plan = _plan(stream.device, draw, facts)
+    plan = _plan(stream.device, draw, *facts)
     if plan is None:
         return
     kernel, config, sizes = plan
-    pointers = (None if tensor is None else tensor.pointer for tensor in tensors.values())
-    for tensor in given.values():
-        tensor.buffer.used_on(stream)
+    pointers = addresses(stream, logits, out, steps, sequences)
     share = 0 if mass == 1 else min(2**32 - 1, max(1, round(mass * 2**32)))  # 0: all
     top = 0 if kept == logits.shape[-1] else kept
     scale = math.log2(math.e) / heat if heat else 0.0  # weights are powers of 2
@@ -142,18 +135,15 @@ def _below(name: str, value: int, end: int) -> int:
     return found
 
 
-_Operand = tuple[str, np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
-
-
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device, draw: bool, operands: tuple[_Operand, ...]
+    device: Device, draw: bool, logits: Operand, *others: Operand
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    _, logits_dtype, shape, strides, address = operands[0]
-    dtype = as_dtype(logits_dtype, "logits's dtype")
+    _, dtype, shape, strides, address = logits
+    as_dtype(dtype, "logits's dtype")
     if len(shape) != 2 or shape[1] >= MAX_COLUMNS:
         raise ArgumentError(f"logits has shape {shape}; it takes [batch, columns], fewer than {MAX_COLUMNS} columns")
-    for name, kind, size, steps, _ in operands[1:]:
+    for name, kind, size, steps, _ in others:
         if kind != INT32 or size != shape[:1] or (shape[0] > 1 and steps != (1,)):
             raise ArgumentError(
                 f"{name} is {kind.name} {size} with strides {steps}; it takes int32 {shape[:1]}, contiguous"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, as_rows, check_device, joined, share, vector_width, widest
+from hipattn.kernels.operands import Operand, operand
+from hipattn.kernels.rows import BLOCK, as_rows, joined, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -64,8 +62,7 @@ def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:
     HipError
         The launch fails.
     """
-    check_device(stream, x=x)
-    plan = _plan(stream.device, x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES)
+    plan = _plan(stream.device, operand(stream, "x", x))
     if plan is None:
         return
     kernel, config, sizes = plan
@@ -74,13 +71,12 @@ def launch(x: DeviceTensor, factor: float, *, stream: Stream) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _plan(
-    device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], address: int
-) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    as_dtype(dtype, "x's dtype")
-    (x,) = joined(as_rows("x", shape, strides))
-    if not x.rows * x.columns:
+def _plan(device: Device, x: Operand) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    name, dtype, shape, strides, address = x
+    as_dtype(dtype, f"{name}'s dtype")
+    ((rows, columns, stride),) = joined(as_rows(name, shape, strides))
+    if not rows * columns:
         return None
-    vector = vector_width((address, dtype.itemsize, (x.stride,)))
-    row_shift, blocks_per_row, config = share(x.rows, x.columns, vector)
-    return load(specialise(dtype.name, vector), device), config, (*x, row_shift, blocks_per_row)
+    vector = vector_width((address, dtype.itemsize, (stride,)))
+    row_shift, blocks_per_row, config = share(rows, columns, vector)
+    return load(specialise(dtype.name, vector), device), config, (rows, columns, stride, row_shift, blocks_per_row)

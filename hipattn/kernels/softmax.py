@@ -5,24 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import wave_size
 from hipattn.errors import ArgumentError
-from hipattn.kernels.rows import (
-    ACCESS_BYTES,
-    BLOCK,
-    MAX_BLOCKS,
-    as_rows,
-    check_device,
-    power_of_two,
-    vector_width,
-    widest,
-)
+from hipattn.kernels.operands import Operand, addresses, operand
+from hipattn.kernels.rows import BLOCK, MAX_BLOCKS, as_rows, power_of_two, vector_width, widest
+from hipattn.layout import is_row_major
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -114,55 +104,43 @@ def launch(
         The launch fails.
     """
     out = scores if out is None else out
-    check_device(stream, scores=scores, out=out)
-    if lse is not None:
-        check_device(stream, lse=lse)
-        if lse.shape != scores.shape[:-1] or lse.dtype != FLOAT32 or not lse.is_contiguous:
-            layout = "contiguous" if lse.is_contiguous else "not contiguous"
-            raise ArgumentError(
-                f"lse is {lse.dtype.name} {lse.shape}, {layout}; it takes float32 {scores.shape[:-1]}, contiguous"
-            )
-    plan = _plan(stream.device, *_facts(scores), *_facts(out), lse is not None)
+    given_lse = None if lse is None else operand(stream, "lse", lse)
+    plan = _plan(stream.device, operand(stream, "scores", scores), operand(stream, "out", out), given_lse)
     if plan is None:
         return
     kernel, config, sizes = plan
-    arguments = SoftmaxParams(scores.pointer, out.pointer, lse.pointer if lse is not None else None, *sizes)
-    for tensor in (scores, out, lse):
-        if tensor is not None:
-            tensor.buffer.used_on(stream)
-    kernel.launch(stream, config, arguments)
-
-
-def _facts(x: DeviceTensor) -> tuple[Any, ...]:
-    return x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES
+    kernel.launch(stream, config, SoftmaxParams(*addresses(stream, scores, out, lse), *sizes))
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device,
-    in_dtype: np.dtype[Any],
-    in_shape: tuple[int, ...],
-    in_strides: tuple[int, ...],
-    in_address: int,
-    out_dtype: np.dtype[Any],
-    out_shape: tuple[int, ...],
-    out_strides: tuple[int, ...],
-    out_address: int,
-    lse: bool,
+    device: Device, scores: Operand, result: Operand, lse: Operand | None
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    _, in_dtype, in_shape, in_strides, in_address = scores
+    _, out_dtype, out_shape, out_strides, out_address = result
+    if lse is not None:
+        _check_lse(lse, in_shape[:-1])
     if in_shape != out_shape or not in_shape:
         raise ArgumentError(f"scores has shape {in_shape} and out {out_shape}; both take [..., columns], the same")
     for name, dtype in (("scores", in_dtype), ("out", out_dtype)):
         as_dtype(dtype, f"{name}'s dtype")
     rows, columns, in_stride = as_rows("scores", in_shape, in_strides)
     out_stride = as_rows("out", out_shape, out_strides).stride
-    if not rows or (not columns and not lse):
+    if not rows or (not columns and lse is None):
         return None
     vector = vector_width(
         (in_address, in_dtype.itemsize, (in_stride,)), (out_address, out_dtype.itemsize, (out_stride,))
     )
     constants = choose(columns, vector, device.wave_size)
-    kernel = load(specialise(in_dtype.name, out_dtype.name, constants, lse=lse), device)
+    kernel = load(specialise(in_dtype.name, out_dtype.name, constants, lse=lse is not None), device)
     blocks = -(-rows * constants["GROUP"] // constants["BLOCK"])
     config = LaunchConfig(min(MAX_BLOCKS, blocks), constants["BLOCK"])
     return kernel, config, (rows, columns, in_stride, out_stride)
+
+
+def _check_lse(lse: Operand, expected: tuple[int, ...]) -> None:
+    _, dtype, shape, strides, _ = lse
+    contiguous = is_row_major(shape, strides)
+    if shape != expected or dtype != FLOAT32 or not contiguous:
+        layout = "contiguous" if contiguous else "not contiguous"
+        raise ArgumentError(f"lse is {dtype.name} {shape}, {layout}; it takes float32 {expected}, contiguous")
