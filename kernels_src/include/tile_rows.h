@@ -60,7 +60,16 @@ struct Source {
 #else
     static constexpr bool CHECKED = false;
 #endif
-    __device__ bool ends_in(int first) const { return !CHECKED && first + BLOCK_N > rows; }
+    // Calls `ending` where rows past the last are among those of the tile from `first` on, `whole` where not.
+    template <class Ending, class Whole>
+    __device__ void by_end(int first, Ending ending, Whole whole) const {
+        if (!CHECKED && first + BLOCK_N > rows) {
+            ending();
+            asm volatile("" ::: "memory");  // or the loads below would be made one with these, with an address a lane
+        } else {
+            whole();
+        }
+    }
 
     // Of row first + step + row, where only `row` is a thread's own; ENDS: it may be past the last.
     template <int N, bool ENDS>
@@ -141,12 +150,7 @@ struct RowTile {
         : source{base, stride, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int first) {
-        if (source.ends_in(first)) {
-            fetch_rows<true>(first);
-            asm volatile("" ::: "memory");  // or the loads below would be made one with these, with an address a lane
-        } else {
-            fetch_rows<false>(first);
-        }
+        source.by_end(first, [&] { fetch_rows<true>(first); }, [&] { fetch_rows<false>(first); });
     }
     __device__ void store(int) {
 #pragma unroll
@@ -195,12 +199,7 @@ struct ColumnTile {
         : source{base, stride, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int first) {
-        if (source.ends_in(first)) {
-            fetch_rows<true>(first);
-            asm volatile("" ::: "memory");  // or the loads below would be made one with these, with an address a lane
-        } else {
-            fetch_rows<false>(first);
-        }
+        source.by_end(first, [&] { fetch_rows<true>(first); }, [&] { fetch_rows<false>(first); });
     }
     __device__ void store(int) {
 #pragma unroll
