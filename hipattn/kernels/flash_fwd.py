@@ -238,7 +238,7 @@ def launch(
         p.lse, p.lse_batch, p.lse_head = lse.pointer, lse.strides[0], lse.strides[1]
         lse.buffer.used_on(stream)
     held: Any = None  # until the launch
-    if others[1:] != (None,) * 6 or score_mod is not None or mask_mod is not None:
+    if plan.options:
         held = _fill(p, others[1:], (score_mod, mask_mod), plan, stream)
     plan.kernel.launch(stream, plan.config, p)
     del held
@@ -301,6 +301,8 @@ class _Plan:
     ----------
     arguments : FlashFwdParams
         To be copied.
+    options : bool
+        Whether the call has tensors beside q, k, v, out and lse.
     block_mask : tuple of int or None
         What `block_mask.launch` takes.
     """
@@ -308,6 +310,7 @@ class _Plan:
     kernel: Kernel
     config: LaunchConfig
     arguments: FlashFwdParams
+    options: bool
     block_mask: tuple[int, ...] | None
 
 
@@ -355,33 +358,58 @@ def _plan(
     vector = vector_width(
         *((a, dtype.itemsize, (*s[:3], n[3])) for a, s, n in zip(addresses, strides, shapes, strict=True))
     )
-    wide = max(strides[1][1], strides[2][1]) * tiles.block_n * dtype.itemsize >= 2**31
-    if (
-        wide and device.arch == "gfx90a"
-    ):  # AMD's compiler (ROCm 7.2) aborts on some combinations, and the process with it
-        raise ArgumentError(
-            f"k and v have rows {strides[1][1]} and {strides[2][1]} elements apart; on gfx90a, {tiles.block_n} rows "
-            "take fewer than 2^31 bytes"
-        )
+    wide = _is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, features, vector=vector, wide=wide), device)
 
     p = FlashFwdParams()
     for name, steps in zip(("q", "k", "v", "out"), strides, strict=True):
         for axis, step in zip(("batch", "row", "head"), steps, strict=False):
             setattr(p, f"{name}_{axis}", step)
-    q_tiles = -(-seq_q // tiles.block_m)
-    if sequences:
-        q_tiles, batch = seq_q // tiles.block_m + sequences, sequences
-    p.batch, p.heads, p.heads_per_kv = batch, heads, heads // heads_kv
-    p.seq_q, p.seq_k, p.q_tiles = seq_q, seq_k, q_tiles
-    head_bytes = seq_k * (head_dim + value_dim) * dtype.itemsize // (p.heads_per_kv * max(1, sequences))
-    all_heads = heads if sequences else batch * heads
-    p.section = max(1, min(all_heads, _CACHED_BYTES // max(1, head_bytes)))
+    p.batch, p.heads, p.heads_per_kv = sequences or batch, heads, heads // heads_kv
+    p.seq_q, p.seq_k = seq_q, seq_k
+    blocks = _divide(p, tiles, (head_dim + value_dim) * dtype.itemsize, varlen=sequences > 0)
     p.scale, p.negate = abs(scale), scale < 0
     p.left, p.right = left or 0, right or 0
     if softcap is not None:
         p.softcap, p.softcap_inverse = softcap, 1 / softcap
-    grid = q_tiles * all_heads
-    config = LaunchConfig(grid, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
+    config = LaunchConfig(blocks, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
+    options = any(others[1:]) or bool(score_mod or mask_mod)
     block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
-    return _Plan(kernel, config, p, block_sizes if mask_mod and not sequences else None)
+    return _Plan(kernel, config, p, options, block_sizes if mask_mod and not sequences else None)
+
+
+def _is_wide(device: Device, dtype: np.dtype[Any], tiles: Tiles, k_row: int, v_row: int) -> bool:
+    """Return whether a tile of keys or values spans 2^31 bytes."""
+    wide = max(k_row, v_row) * tiles.block_n * dtype.itemsize >= 2**31
+    # AMD's compiler (ROCm 7.2) aborts on some combinations, and the process with it.
+    if wide and device.arch == "gfx90a":
+        raise ArgumentError(
+            f"k and v have rows {k_row} and {v_row} elements apart; on gfx90a, {tiles.block_n} rows take fewer than "
+            "2^31 bytes"
+        )
+    return wide
+
+
+def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) -> int:
+    """Write how the call is divided among blocks to the arguments, and return how many there are.
+
+    Parameters
+    ----------
+    p
+        With the sizes.
+    tiles
+        Of a block.
+    key_bytes
+        Of a key and its value.
+    varlen
+        Whether the batch is packed: `seq_q` and `seq_k` are then the sums of its sequences' lengths.
+    """
+    if varlen:  # each sequence may end in a part of a tile
+        sequences, all_heads = p.batch, p.heads
+        p.q_tiles = p.seq_q // tiles.block_m + sequences
+    else:
+        sequences, all_heads = 1, p.batch * p.heads
+        p.q_tiles = -(-p.seq_q // tiles.block_m)
+    head_bytes = p.seq_k * key_bytes // (p.heads_per_kv * sequences)
+    p.section = max(1, min(all_heads, _CACHED_BYTES // max(1, head_bytes)))
+    return int(p.q_tiles * all_heads)
