@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 
 from hipattn.compiler.specialise import Specialisation
-from hipattn.kernels import (
-    activation,
-    add,
-    block_mask,
-    causal_mask,
-    confine,
-    convert,
-    embedding,
-    flash_fwd,
-    kv_append,
-    norm,
-    rope,
-    sample,
-    scale,
-    softmax,
-)
 
 __all__ = ["FAMILIES", "defaults"]
 
-FAMILIES = (
-    activation,
-    add,
-    block_mask,
-    causal_mask,
-    confine,
-    convert,
-    embedding,
-    flash_fwd,
-    kv_append,
-    norm,
-    rope,
-    sample,
-    scale,
-    softmax,
+_NAMES = (
+    "activation",
+    "add",
+    "block_mask",
+    "causal_mask",
+    "confine",
+    "convert",
+    "embedding",
+    "flash_fwd",
+    "kv_append",
+    "norm",
+    "rope",
+    "sample",
+    "scale",
+    "softmax",
 )
+FAMILIES = tuple(import_module(f"{__name__}.{name}") for name in _NAMES)
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
