@@ -59,7 +59,7 @@ def test_each_option_with_fewer_keys_than_queries(stream: Stream, feature: str) 
 CHOICES = {
     "head_dim": HEAD_DIMS,
     "dtype": DTYPES,
-    "heads": HEADS,
+    "heads": ((3, 3), (6, 2), (5, 1)),  # fewer than HEADS: the reference takes as long as there are
     "causal": ("plain", "causal"),
     "window": ("plain", "window", "left"),
     "bias": ("plain", "bias", "bias in dtype"),

@@ -150,7 +150,8 @@ def test_scratch_memory_is_kept_for_four_streams_at_most(device: Device) -> None
             streams.append(Stream(device))
             out = kernels.compute_attention(*upload(streams[-1], *qkv()), stream=streams[-1])
             del out
-            gc.collect()
+            if live()[0] - before > 4:
+                gc.collect()
             assert live()[0] - before <= 4
             if n % 2:
                 streams[-1].close()

@@ -38,8 +38,9 @@ def kept(logits: NDArray, temperature: float, top_k: int, top_p: float) -> NDArr
     if top_k:
         weights[x < np.sort(x)[-min(top_k, x.size)]] = 0
     if top_p < 1:
-        values = np.unique(x)[::-1]
-        above = np.array([weights[x > value].sum() for value in values])
+        values, places = np.unique(x, return_inverse=True)
+        each = np.bincount(places, weights)
+        above = each[::-1].cumsum()[::-1] - each
         weights[x < values[above < top_p * weights.sum()].min()] = 0
     return weights / weights.sum()
 
