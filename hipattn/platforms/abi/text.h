@@ -107,3 +107,9 @@ struct List {
 };
 
 inline bool starts_with(const char* s, const char* prefix) { return !strncmp(s, prefix, strlen(prefix)); }
+
+// "--option=value" → value.
+inline const char* option_value(const char* option, const char* name) {
+    size_t n = strlen(name);
+    return !strncmp(option, name, n) && option[n] == '=' ? option + n + 1 : nullptr;
+}

@@ -9,12 +9,6 @@ struct Options {
     unsigned max_threads = 1024;  // of a kernel without __launch_bounds__
 };
 
-// "--option=value" → value.
-static const char* option_value(const char* option, const char* name) {
-    size_t n = strlen(name);
-    return !strncmp(option, name, n) && option[n] == '=' ? option + n + 1 : nullptr;
-}
-
 // What only AMD's code generator or clang's diagnostics know: no effect on what a kernel computes.
 static bool has_no_effect(const char* o) {
     static const char* const prefixes[] = {

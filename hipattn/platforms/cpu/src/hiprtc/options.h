@@ -24,12 +24,6 @@ static const Arch* find_arch(const char* name) {
     return nullptr;
 }
 
-// "--option=value" → value.
-static const char* option_value(const char* option, const char* name) {
-    size_t n = strlen(name);
-    return !strncmp(option, name, n) && option[n] == '=' ? option + n + 1 : nullptr;
-}
-
 // What only AMD's code generator knows: accepted, and without an effect on what a kernel computes here.
 static bool is_amd_only(const char* o) {
     static const char* const names[] = {
