@@ -46,7 +46,8 @@ class ExecutionPlan:
         the same call.
     method
         How attention is computed: "flash" or "staged", as in `hipattn.attention`. "auto": "flash" on a GPU; on a
-        simulated one "staged", whose products run at the speed of the host.
+        simulated one "staged", whose products run at the speed of the host, but "flash" where `reset` is given a
+        `present`, which only "flash" takes.
     stream
         Where all work goes. Default: the default stream of the weights' device.
 
@@ -57,6 +58,7 @@ class ExecutionPlan:
     dtype : numpy.dtype
         Of weights, activations and cache.
     batch, tokens : int
+    method : str
     cache : KVCache or None
     stream : Stream
 
@@ -92,8 +94,6 @@ class ExecutionPlan:
             weights.check(spec, self.dtype, layer, self.stream)
         if method not in METHODS:
             raise ArgumentError(f"method is {method!r}; accepted: {', '.join(METHODS)}")
-        if method == "auto":
-            method = "staged" if self.stream.device.simulated else "flash"
         self.method = method
         if capacity is not None:
             capacity = integer("capacity", capacity, 1)
@@ -267,7 +267,10 @@ class ExecutionPlan:
             self.cache.append(layer, k, v, stream=stream)
             k, v = self.cache.view(layer)
         mask = None if self._present is None else self._present[..., : k.shape[1]]
-        attention(on.q, k, v, causal=spec.causal, mask=mask, out=on.attended, method=self.method, stream=stream)
+        method = self.method
+        if method == "auto":
+            method = "staged" if self.device.simulated and mask is None else "flash"
+        attention(on.q, k, v, causal=spec.causal, mask=mask, out=on.attended, method=method, stream=stream)
         matmul(on.attended_rows, products["out"], _flat(out), accumulate=accumulate, stream=stream)
         if weights.out_bias is not None:
             add.launch(out, weights.out_bias, stream=stream)

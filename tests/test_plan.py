@@ -149,11 +149,12 @@ def test_sequences_of_different_lengths_end_together(stream: Stream, dtype: np.d
         check(found[b : b + 1, 9 - length :], LLAMA, weights, x[b : b + 1, 9 - length :])
 
 
-def test_missing_tokens_of_an_encoder(stream: Stream) -> None:
+@pytest.mark.parametrize("method", ["flash", "auto"])
+def test_missing_tokens_of_an_encoder(stream: Stream, method: str) -> None:
     weights = [random_weights(BERT, FLOAT32, seed) for seed in range(2)]
     x, present = embeddings(2, 8), np.ones((2, 8), np.uint8)
     present[0, 3:] = 0
-    with planned(stream, BERT, weights, batch=4, tokens=10) as plan:
+    with planned(stream, BERT, weights, method=method, batch=4, tokens=10) as plan:
         plan.reset(DeviceTensor.from_numpy(present, stream=stream))
         found = run(plan, x)
         check(found[:1, :3], BERT, weights, x[:1, :3])

