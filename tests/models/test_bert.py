@@ -146,8 +146,10 @@ def test_bad_options(folder: Path) -> None:
 
 
 def test_closed(folder: Path) -> None:
-    with Bert(folder) as model:
+    before = buffer.live()
+    with Bert(folder, method="flash") as model:
         model.embed("cat")
+    assert buffer.live() == before
     with pytest.raises(ClosedError):
         model.embed("cat")
     model.close()
@@ -161,12 +163,16 @@ def test_no_room(stream: Stream, folder: Path, fail: Any) -> None:
         with fail(f"{call}:{nth}"), pytest.raises(HipError):
             Bert(folder, stream=stream)
         assert buffer.live() == before
-    with Bert(folder, stream=stream) as model:
+    with Bert(folder, method="flash", stream=stream) as model:
         loaded = buffer.live()
         for nth in (1, 5, 6, 7):  # the plan's five, and two beside
             with fail(f"{call}:{nth}"), pytest.raises(HipError):
                 model.embed(TEXTS)
             assert buffer.live() == loaded
+        model.embed("cat")
+        with fail(f"{call}:2"), pytest.raises(HipError):
+            model.embed(TEXTS)  # which takes more
+        assert buffer.live() == loaded
         np.testing.assert_allclose(model.embed(TEXTS), expected(folder), rtol=0, atol=1e-6)
 
 
