@@ -10,7 +10,9 @@ import pytest
 
 from hipattn.cli import main
 from hipattn.models.bert import Bert
+from hipattn.runtime import bindings
 from tests.helpers import tiny_bert
+from tests.helpers.command import run
 
 TEXT = "the cat sat.\n\n  sat sat\r\n \t\nthe cat sat\nsat [red]sat[/red]\n"
 LINES = ["the cat sat.", "sat sat", "the cat sat", "sat [red]sat[/red]"]  # 1, 3, 5 and 6
@@ -42,6 +44,17 @@ def test_pairs_and_embeddings(model: str, tmp_path: Path, capsys: pytest.Capture
         assert str((1, 3, 5, 6)[i]) in row.split()
     assert printed.err.startswith("4 lines in ")
     assert " lines/s, " in printed.err
+
+
+@pytest.mark.skipif(not bindings.platform().simulated, reason="needs the cpu platform")
+def test_platform(model: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("cat\nsat\n")
+    options = str(tmp_path / "text"), "--model", model, "--platform", "cpu"
+    done = run("embed", *options, HIPATTN_PLATFORM="amd", HIPATTN_CPU_ARCH="gfx1100", HIPATTN_FALLBACK="error")
+    assert done.returncode == 0, done.stderr
+    assert " sat" in done.stdout
+    assert done.stderr.startswith("2 lines in ")
+    assert done.stderr.endswith(" lines/s, Simulated gfx1100 (CPU)\n")
 
 
 def test_from_stdin(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

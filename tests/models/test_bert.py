@@ -197,7 +197,7 @@ VARIED = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.",
     "Attention maps a query and a set of key-value pairs to an output: a weighted sum of the values, where the weight "
     "of each value is computed from the query and its key.",
-    "word " * 90,
+    "word " * 40,
 )
 
 
@@ -208,25 +208,29 @@ def real(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def embedded(real: Path) -> NDArray[np.float32]:
-    with minilm.load(real) as model:
+    with minilm.load(real, dtype=np.float32) as model:
         return model.embed(VARIED, batch=8)
+
+
+@pytest.fixture(scope="module")
+def wanted(real: Path) -> NDArray[np.float64]:
+    return expected(real, VARIED)
 
 
 @pytest.mark.model
 class TestRealModel:
     """all-MiniLM-L6-v2."""
 
-    def test_against_the_reference(self, real: Path, embedded: NDArray[np.float32]) -> None:
-        wanted = expected(real, VARIED)
-        assert (embedded * wanted).sum(axis=1).min() >= 0.9999
-        np.testing.assert_allclose(embedded, wanted, rtol=0, atol=2e-6 if bindings.platform().simulated else 2e-3)
+    def test_against_the_reference(self, embedded: NDArray[np.float32], wanted: NDArray[np.float64]) -> None:
+        np.testing.assert_allclose(embedded, wanted, rtol=0, atol=2e-6)
+
+    @pytest.mark.parametrize(("dtype", "least"), [("float16", 0.9999), ("bfloat16", 0.9998)])
+    def test_in_16_bits(self, real: Path, wanted: NDArray[np.float64], dtype: str, least: float) -> None:
+        """The reference's weights are the file's: rounding them to bfloat16 alone costs 6e-5."""
+        with minilm.load(real, dtype=dtype) as model:
+            assert (model.embed(VARIED) * wanted).sum(axis=1).min() >= least
 
     def test_paraphrases_are_closer_than_strangers(self, embedded: NDArray[np.float32]) -> None:
         first, second = embedded[[1, 3, 5]], embedded[[2, 4, 6]]
         similarity = first @ second.T
         assert np.diag(similarity).min() > similarity[~np.eye(3, dtype=bool)].max() + 0.3
-
-    def test_float16(self, real: Path) -> None:
-        with minilm.load(real, dtype=np.float16) as model:
-            found = model.embed(VARIED[:6])
-        assert (found * expected(real, VARIED[:6])).sum(axis=1).min() >= 0.9999
