@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from verify_checks import Errors, Evidence, Gpu, check, counted
 
-from hipattn.models import smollm2
+from hipattn.models import minilm, smollm2
+from hipattn.models.bert import Bert
+from hipattn.models.bert_file import BertHyperparameters, BertTokenizer, BertWeights
+from hipattn.models.bert_reference import BertReference
 from hipattn.models.fetch import fetch
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.llama import Llama
 from hipattn.models.llama_reference import LlamaReference
+from hipattn.models.safetensors_file import SafetensorsFile
 from hipattn.models.tokenizer import Tokenizer
 from hipattn.models.weights import LlamaWeights
 from hipattn.runtime import bindings
@@ -110,3 +114,29 @@ def _(gpu: Gpu) -> str:
     allocated = counted(calls[begin:], "hipMalloc")
     assert not allocated, f"{allocated} allocations after the first launch"
     return f"{made} tokens: 1 upload, {made} downloads, 0 allocations after the first launch, {len(names)} calls in all"
+
+
+# Paraphrases, two by two.
+SENTENCES = (
+    *("A man is eating pasta.", "Someone is having a plate of noodles."),
+    *("The stock market fell sharply today.", "Shares dropped a lot this afternoon."),
+    *("How do I reset my password?", "I forgot my login and need a new one, and nobody answers my mails."),
+)
+
+
+@check(MODELS, "MiniLM: sentence embeddings")
+def _(gpu: Gpu) -> Evidence:
+    """Bounds as of SmolLM2's logits, halved: there are fewer layers."""
+    folder, errors = fetch(minilm.FILE).parent, Errors()
+    sizes = BertHyperparameters.read(folder / "config.json")
+    tokenizer = BertTokenizer(folder / "tokenizer.json", sizes)
+    weights = BertWeights(SafetensorsFile(folder / "model.safetensors"), sizes)
+    reference = BertReference(sizes, weights.load())
+    expected = np.array([reference.embed(tokenizer.encode(text)) for text in SENTENCES])
+    for dtype, bound in ((FLOAT32, 5e-6), (FLOAT16, 2.0**-7), (BFLOAT16, 2.0**-4)):
+        with Bert(folder, dtype=dtype, stream=gpu.stream) as model:
+            found = model.embed(SENTENCES)
+        errors.add(dtype.name, found, expected, bound)
+        likeness = found[::2] @ found[1::2].T
+        assert (likeness.argmax(axis=1) == np.arange(3)).all(), f"{dtype.name}: paraphrases are not closest"
+    return errors.evidence(f"{len(SENTENCES)} sentences of different lengths in one batch: ")
