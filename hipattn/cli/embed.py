@@ -13,10 +13,10 @@ import numpy.typing as npt
 from rich import box
 from rich.table import Table
 
+from hipattn import models
 from hipattn.cli.models import add_platform_and_dtype, apply
 from hipattn.cli.output import Commands, console
 from hipattn.errors import ArgumentError
-from hipattn.models import minilm
 from hipattn.models.similarity import closest_pairs
 
 __all__ = ["add_to", "run"]
@@ -50,8 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None and not arguments.output.parent.is_dir():
         raise ArgumentError(f"--output is {arguments.output}; there is no folder {arguments.output.parent}")
     lines = _lines(arguments.file)
-    folder = None if arguments.model == "minilm" else arguments.model
-    with minilm.load(folder, dtype=arguments.dtype) as model:
+    if arguments.model != "minilm" and not Path(arguments.model).is_dir():
+        raise ArgumentError(f"--model is {arguments.model}; there is no such folder, and minilm is the only name")
+    with models.load(arguments.model, dtype=arguments.dtype) as model:
         for number, line in lines.items():
             model.tokenizer.encode(line, f"line {number} of {arguments.file}")  # raises if it is too long
         start = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from hipattn import models
 from hipattn.cli.models import add_platform_and_dtype, apply
 from hipattn.cli.output import Commands
 from hipattn.models.generation import Generation
@@ -34,8 +35,6 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate."""
     apply(arguments)
-    from hipattn import models
-
     with models.load(arguments.model, dtype=arguments.dtype) as model:
         answer = model.generate(
             arguments.prompt,

@@ -10,39 +10,60 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy.typing as npt
 
-from hipattn.models import smollm2
+from hipattn.models import minilm, smollm2
+from hipattn.models.bert import Bert
 from hipattn.models.llama import Llama
 from hipattn.runtime.stream import Stream
 
 __all__ = ["load"]
 
 
+@overload
+def load(
+    name: Literal["smollm2"], *, dtype: npt.DTypeLike | None = ..., method: str = ..., stream: Stream | None = ...
+) -> Llama: ...
+@overload
+def load(
+    name: Literal["minilm"], *, dtype: npt.DTypeLike | None = ..., method: str = ..., stream: Stream | None = ...
+) -> Bert: ...
+@overload
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: npt.DTypeLike | None = ...,
+    method: str = ...,
+    stream: Stream | None = ...,
+) -> Any: ...
 def load(
     name: str | os.PathLike[str],
     *,
     dtype: npt.DTypeLike | None = None,
     method: str = "auto",
     stream: Stream | None = None,
-) -> Llama:
+) -> Llama | Bert:
     """Return a model, its weights on the device.
 
     Parameters
     ----------
     name
-        "smollm2", whose file is fetched on first use, or the path of a GGUF file of the llama architecture.
+        "smollm2", or the path of a GGUF file of the llama architecture, for a `Llama`; "minilm", or the folder of a
+        BERT encoder, for a `Bert`. The files of the two that have names are fetched on first use.
     dtype, method, stream
-        See `Llama`.
+        See `Llama` and `Bert`.
 
     Raises
     ------
     ModelError
-        The file cannot be fetched or read, or the model is not supported.
+        The files cannot be fetched or read, or the model is not supported.
     HipError
         The device has too little memory.
     """
     options: Any = {"dtype": dtype, "method": method, "stream": stream}
+    if name == "minilm" or Path(name).is_dir():
+        return minilm.load(None if name == "minilm" else name, **options)
     return smollm2.load(None if name == "smollm2" else name, **options)

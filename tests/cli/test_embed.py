@@ -76,7 +76,7 @@ def test_from_stdin(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (b"cat", ["--pairs", "-1"], "--pairs is -1; it takes 0 or more"),
         (b"cat", ["--output", "/nowhere/e.npy"], "--output is /nowhere/e.npy; there is no folder /nowhere"),
         (b"cat", ["--output", "/"], "cannot write /: Is a directory"),
-        (b"cat", ["--model", "/nowhere"], "cannot read /nowhere/config.json: No such file or directory"),
+        (b"cat", ["--model", "/nowhere"], "--model is /nowhere; there is no such folder, and minilm is the only name"),
     ],
 )
 def test_refused(
