@@ -20,13 +20,14 @@ from hipattn.attn import reference
 from hipattn.attn.fallback import FAILURES, Fallback
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import check_shapes, laid_out
-from hipattn.errors import ArgumentError, HipError
+from hipattn.errors import ArgumentError
 from hipattn.kernels import causal_mask, confine, scale, softmax
 from hipattn.kernels.rows import check_device
 from hipattn.layout import overlaps
 from hipattn.runtime.blas import Blas, Matrices, Product
 from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.device import Device
+from hipattn.runtime.scratch import Scratch
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
 
@@ -35,19 +36,21 @@ __all__ = ["HipAttentionKernels"]
 # Rows of scores start at multiples of so many elements, so that kernels move 16 bytes at a time for any seq_k.
 _ROW_MULTIPLE = 8
 
-# Scratch memory is kept for so many streams.
-_SCRATCH_STREAMS = 4
-
 
 @dataclass(frozen=True)
-class _Scratch:
-    """What lies between the stages, for the shape of the last call: two views of one buffer."""
+class _Between:
+    """What lies between the stages, for the shape of a stream's last call: two views of its scratch memory."""
 
     buffer: DeviceBuffer
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     scores: DeviceTensor
     weights: DeviceTensor
+
+    @property
+    def usable(self) -> bool:
+        """Whether the memory is there, and the stream that it is for."""
+        return not (self.buffer.closed or self.buffer.stream.closed)
 
 
 class HipAttentionKernels:
@@ -81,7 +84,8 @@ class HipAttentionKernels:
     def __init__(self, device: Device | None = None) -> None:
         self.device = Device.of(device)
         self._fallback = Fallback()
-        self._scratch: dict[int, _Scratch] = {}  # by the stream's handle, the one used last at the end
+        self._scratch = Scratch()
+        self._between: dict[int, _Between] = {}  # by the stream's handle
 
     @property
     def fallbacks(self) -> Counter[str]:
@@ -372,9 +376,8 @@ class HipAttentionKernels:
 
     def close(self) -> None:
         """Free the scratch memory, after the work that uses it. The object can be used again."""
-        scratch, self._scratch = self._scratch, {}
-        for held in scratch.values():
-            held.buffer.close()
+        self._between.clear()
+        self._scratch.close()
 
     def __enter__(self) -> HipAttentionKernels:
         return self
@@ -391,39 +394,20 @@ class HipAttentionKernels:
         self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream
     ) -> tuple[DeviceTensor, DeviceTensor]:
         """Return scratch for the float32 scores and for the weights, which take the scores' place in float32."""
-        held = self._scratch.get(stream.handle)
-        if held is not None and held.shape == shape and held.dtype == dtype and not held.buffer.stream.closed:
+        held = self._between.get(stream.handle)
+        if held is not None and held.shape == shape and held.dtype == dtype and held.usable:
             return held.scores, held.weights
         *rows, columns = shape
         padded = (*rows, -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE)
         scores_bytes = math.prod(padded) * FLOAT32.itemsize
         nbytes = scores_bytes + (0 if dtype == FLOAT32 else math.prod(padded) * dtype.itemsize)
-        buffer = self._scratch_buffer(nbytes, stream)
+        buffer = self._scratch.get(nbytes, stream)
         weights = scores = DeviceTensor(buffer, padded, FLOAT32)[..., :columns]
         if dtype != FLOAT32:
             weights = DeviceTensor(buffer, padded, dtype, offset=scores_bytes // dtype.itemsize)[..., :columns]
-        self._scratch[stream.handle] = _Scratch(buffer, shape, dtype, scores, weights)
+        self._between = {handle: each for handle, each in self._between.items() if each.usable}
+        self._between[stream.handle] = _Between(buffer, shape, dtype, scores, weights)
         return scores, weights
-
-    def _scratch_buffer(self, nbytes: int, stream: Stream) -> DeviceBuffer:
-        """Return the stream's scratch memory, enlarged if need be, and let go of that of streams long not used."""
-        held = self._scratch.pop(stream.handle, None)
-        stale = [handle for handle, scratch in self._scratch.items() if scratch.buffer.stream.closed]
-        stale += list(self._scratch)[: max(0, len(self._scratch) - len(stale) - _SCRATCH_STREAMS + 1)]
-        for handle in dict.fromkeys(stale):
-            self._scratch.pop(handle).buffer.close()
-        if held is None:
-            return DeviceBuffer(nbytes, stream)
-        if held.buffer.stream.closed:  # another stream's, which had the same handle
-            held.buffer.close()
-            return DeviceBuffer(nbytes, stream)
-        if held.buffer.nbytes >= nbytes:
-            return held.buffer
-        held.buffer.close()
-        try:  # decoding asks for a little more each time
-            return DeviceBuffer(max(nbytes, 2 * held.buffer.nbytes), stream)
-        except HipError:
-            return DeviceBuffer(nbytes, stream)
 
     def _stage(self, name: str, on_gpu: Callable[[], None], on_cpu: Callable[[], None]) -> None:
         try:
