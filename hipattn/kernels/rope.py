@@ -76,6 +76,7 @@ def launch(
     base: float = 10000.0,
     rotary_dim: int | None = None,
     start: int | DeviceTensor = 0,
+    ends: DeviceTensor | None = None,
     positions: DeviceTensor | None = None,
     factors: tuple[float, ...] | None = None,
     stream: Stream,
@@ -101,6 +102,8 @@ def launch(
         Default: all.
     start : int, or [batch] of int32
         The position of the first token, of all sequences or of each; the others follow. Default: 0.
+    ends : [batch] of int32
+        In place of `start`: how many tokens each sequence has, these among them. They are its last.
     positions : [batch, tokens] of int32
         The position of each token, any strides. Default: `start` and after.
     factors : tuple of float
@@ -111,22 +114,20 @@ def launch(
     Raises
     ------
     ArgumentError
-        Shapes, dtypes or layouts do not fit, `start` and `positions` are both given, `start` is too large, or a tensor
-        is on another device than `stream`.
+        Shapes, dtypes or layouts do not fit, two of `start`, `ends` and `positions` are given, `start` is too large, or
+        a tensor is on another device than `stream`.
     HipError
         The launch fails.
     """
     out = x if out is None else out
-    starts, first = positions, 0
-    if positions is not None and (isinstance(start, DeviceTensor) or start != 0):
-        raise ArgumentError("start and positions are both given; it takes one of them")
-    if isinstance(start, DeviceTensor):
-        starts = start
-    else:
-        first = integer("start", start)
-        if first > MAX_POSITION:
-            raise ArgumentError(f"start is {first}; it takes at most {MAX_POSITION}")
-    name = "start" if positions is None else "positions"
+    tensors = {"start": start if isinstance(start, DeviceTensor) else None, "ends": ends, "positions": positions}
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first = 0 if "start" in given else integer("start", start)
+    if len(given) + (first > 0) > 1:
+        raise ArgumentError("of start, ends and positions more than one is given; it takes one")
+    if first > MAX_POSITION:
+        raise ArgumentError(f"start is {first}; it takes at most {MAX_POSITION}")
+    name, starts = next(iter(given.items()), ("", None))
     where = None if starts is None else operand(stream, name, starts)
     facts = operand(stream, "x", x), operand(stream, "out", out), where
     plan = _plan(stream.device, style, rotary_dim, x.pointer == out.pointer, *facts)
@@ -135,6 +136,8 @@ def launch(
     if plan is None:
         return
     kernel, config, strides, sizes = plan
+    if ends is not None:
+        first = -x.shape[1]
     tables = _quarters(sizes[3], base, factors)
     pointers = addresses(stream, x, out, starts)
     kernel.launch(stream, config, RopeParams(*pointers, first, *strides, *sizes, *tables))
@@ -192,7 +195,7 @@ def _starts(starts: Operand | None, batch: int, tokens: int) -> tuple[int, int]:
     if starts is None:
         return 0, 0
     name, dtype, shape, strides, _ = starts
-    expected = (batch,) if name == "start" else (batch, tokens)
+    expected = (batch, tokens) if name == "positions" else (batch,)
     if dtype != INT32 or shape != expected:
         raise ArgumentError(f"{name} is {dtype.name} {shape}; it takes int32 {expected}")
     return strides[0], strides[1] if name == "positions" else 0

@@ -81,6 +81,7 @@ def test_positions_on_the_device(stream: Stream, style: str) -> None:
     on_device = [DeviceTensor.from_numpy(array, stream=stream) for array in (starts, anywhere, anywhere.T)]
     for options, positions in (
         ({"start": on_device[0]}, starts[:, None] + np.arange(4)),
+        ({"ends": on_device[0]}, starts[:, None] + np.arange(-4, 0)),
         ({"positions": on_device[1]}, anywhere),
         ({"positions": on_device[2].transpose(1, 0)}, anywhere),
         ({"positions": on_device[1][:1].broadcast_to((3, 4))}, np.broadcast_to(anywhere[:1], (3, 4))),
@@ -167,7 +168,8 @@ def test_refuses(stream: Stream) -> None:
         ((x,), {"start": places}, "start is int32"),
         ((x,), {"positions": places[:, :2]}, "positions is int32"),
         ((x,), {"positions": other[:, :, 0, 0]}, "positions is float32"),
-        ((x,), {"positions": places, "start": 1}, "start and positions"),
+        ((x,), {"positions": places, "start": 1}, "of start, ends and positions more than one is given"),
+        ((x,), {"positions": places, "ends": places[:, 0]}, "of start, ends and positions more than one is given"),
         ((x,), {"base": 0.0}, "base is 0"),
         ((x,), {"factors": (1.0,)}, "factors has 1"),
     ):
