@@ -15,6 +15,7 @@ __all__ = [
     "HipError",
     "HipattnError",
     "ModelError",
+    "OutOfPagesError",
     "PlatformError",
 ]
 
@@ -39,6 +40,10 @@ class ClosedError(HipattnError, ValueError):
 
 class CacheFullError(HipattnError, ValueError):
     """A KV cache has no room for what was to be appended; it is left as it was."""
+
+
+class OutOfPagesError(HipattnError, ValueError):
+    """A paged KV cache has too few free pages for what was asked for; it is left as it was."""
 
 
 class ConfigError(HipattnError, ValueError):
