@@ -20,6 +20,8 @@ _NAMES = (
     "flash_fwd",
     "kv_append",
     "norm",
+    "page_copy",
+    "paged_append",
     "rope",
     "sample",
     "scale",

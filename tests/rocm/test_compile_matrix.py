@@ -28,6 +28,8 @@ from hipattn.kernels import (
     flash_fwd,
     kv_append,
     norm,
+    page_copy,
+    paged_append,
     rope,
     sample,
     scale,
@@ -108,6 +110,17 @@ def norms(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
+def page_copies(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    return family.specialise(2 ** draw(st.integers(0, 4)))
+
+
+@st.composite
+def paged_appends(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype = draw(dtypes)
+    return family.specialise(dtype, draw(vectors(dtype)), packed=draw(st.booleans()))
+
+
+@st.composite
 def ropes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype = draw(dtypes)
     return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(family.STYLES)))
@@ -183,6 +196,8 @@ STRATEGIES = {
     flash_fwd: flashes,
     kv_append: one_dtype,
     norm: norms,
+    page_copy: page_copies,
+    paged_append: paged_appends,
     rope: ropes,
     sample: samples,
     scale: one_dtype,
