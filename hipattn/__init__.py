@@ -11,6 +11,7 @@ from hipattn import models
 from hipattn.ahead import compile  # noqa: A004
 from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
+from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.attn.varlen import attention_varlen
 from hipattn.compat import flash_attn_func, flash_attn_varlen_func, scaled_dot_product_attention
@@ -23,6 +24,7 @@ from hipattn.errors import (
     ConfigError,
     HipattnError,
     HipError,
+    OutOfPagesError,
     PlatformError,
 )
 from hipattn.kernels.mods import MaskMod, ScoreMod
@@ -57,6 +59,8 @@ __all__ = [
     "LayerWeights",
     "MaskMod",
     "Module",
+    "OutOfPagesError",
+    "PagedKVCache",
     "PlatformError",
     "Rope",
     "ScoreMod",
