@@ -2,13 +2,51 @@
 //
 // k, v: [batch, tokens, heads, k_dim or v_dim] of `scalar`, or with PACKED [total, heads, dim], where sequence b has
 // tokens starts[b] to starts[b + 1] - 1; strides in elements for all but the last dimension. Pools: [pages, page_size,
-// heads, dim], with strides likewise. lengths: int [batch], what each sequence holds with its new tokens, which are its
+// heads, dim], with strides likewise, of `scalar`, or with FP8 of e4m3 (the format is FNUZ or OCP): each element is
+// divided by its head's scale in k_scales or v_scales, float [heads], and rounded. lengths: int [batch], what each sequence holds with its new tokens, which are its
 // last ones. table: int [batch, max_pages], rows `table_row` apart: token t of sequence b is in slot t % page_size of
 // page table[b, t / page_size]. A token whose place is not in the table, or whose page is not in the pool, is not
 // written. A row is one head of one token; the first half of the rows is k, the second v.
 //
 // Bound by memory: each element is read and written once, VECTOR of them (16 bytes where alignment allows) an access.
+#include "float8.h"
 #include "rows.h"
+
+template <bool QUANTISED>
+struct Stored {
+    using type = unsigned char;
+};
+template <>
+struct Stored<false> {
+    using type = scalar;
+};
+using stored = Stored<FP8>::type;
+
+// Writes up to VECTOR neighbours as they are.
+__device__ inline void put(const scalar* from, scalar* to, i64 left, float) {
+    if (left >= VECTOR) {
+        using Several = Vec<scalar, VECTOR>;
+        *reinterpret_cast<Several*>(to) = *reinterpret_cast<const Several*>(from);
+    } else {
+        for (int e = 0; e < VECTOR && e < left; ++e) to[e] = from[e];
+    }
+}
+
+// Writes up to VECTOR neighbours in e4m3.
+__device__ inline void put(const scalar* from, unsigned char* to, i64 left, float scale) {
+    float x[VECTOR];
+    load_row(x, from, 0, left, 0.0f);
+    Vec<unsigned char, VECTOR> codes;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) codes.at[e] = to_e4m3<FNUZ>(x[e] / scale);
+    if (left >= VECTOR) {
+        store_whole(codes, to);
+    } else {
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e)
+            if (e < left) to[e] = codes.at[e];
+    }
+}
 
 struct Token {
     int sequence, number, of;  // `number` of the `of` new tokens of the sequence
@@ -45,17 +83,12 @@ extern "C" __global__ __launch_bounds__(BLOCK) void paged_append(const PagedAppe
         const scalar* from = is_v
             ? static_cast<const scalar*>(p.v) + b * p.v_batch + t * p.v_token + h * p.v_head
             : static_cast<const scalar*>(p.k) + b * p.k_batch + t * p.k_token + h * p.k_head;
-        scalar* to = is_v
-            ? static_cast<scalar*>(p.v_pool) + page * p.v_pool_page + slot * p.v_pool_token + h * p.v_pool_head
-            : static_cast<scalar*>(p.k_pool) + page * p.k_pool_page + slot * p.k_pool_token + h * p.k_pool_head;
+        stored* to = is_v
+            ? static_cast<stored*>(p.v_pool) + page * p.v_pool_page + slot * p.v_pool_token + h * p.v_pool_head
+            : static_cast<stored*>(p.k_pool) + page * p.k_pool_page + slot * p.k_pool_token + h * p.k_pool_head;
+        const float scale = FP8 ? static_cast<const float*>(is_v ? p.v_scales : p.k_scales)[h] : 1.0f;
         const i64 columns = is_v ? p.v_dim : p.k_dim;
-        for (i64 column = share.column; column < columns; column += share.column_step) {
-            if (column + VECTOR <= columns) {
-                using Several = Vec<scalar, VECTOR>;
-                *reinterpret_cast<Several*>(to + column) = *reinterpret_cast<const Several*>(from + column);
-            } else {
-                for (int e = 0; e < VECTOR && column + e < columns; ++e) to[column + e] = from[column + e];
-            }
-        }
+        for (i64 column = share.column; column < columns; column += share.column_step)
+            put(from + column, to + column, columns - column, scale);
     }
 }

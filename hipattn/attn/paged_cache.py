@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
@@ -11,8 +12,10 @@ from hipattn.attn.block_table import BlockTable
 from hipattn.attn.page_table import PageTable
 from hipattn.errors import ArgumentError, ClosedError
 from hipattn.kernels import page_copy, paged_append
+from hipattn.kernels.float8 import e4m3
+from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import BFLOAT16, DeviceTensor, as_dtype
+from hipattn.tensor import BFLOAT16, FLOATS, UINT8, DeviceTensor, as_dtype
 
 __all__ = ["PagedKVCache"]
 
@@ -55,7 +58,11 @@ class PagedKVCache:
     value_dim
         Size of a value. Default: `head_dim`.
     dtype
-        float32, float16 or bfloat16.
+        float32, float16 or bfloat16, of which new keys and values are then too; or "float8_e4m3", in which keys and
+        values of any of the three are stored at half the size: FNUZ on gfx942, elsewhere the OCP's.
+    k_scales, v_scales
+        For "float8_e4m3": [layers, heads_kv], positive. What is stored is a key or value divided by its scale, rounded
+        to nearest even; what is too large becomes the largest number (240 in FNUZ, otherwise 448). Default: 1.
     stream
         Orders the allocation. Default: the default stream of device 0.
 
@@ -63,6 +70,7 @@ class PagedKVCache:
     ----------
     layers, pages, page_size, heads_kv, head_dim, value_dim : int
     dtype : numpy.dtype
+        What the pools hold; e4m3 is ml_dtypes' float8_e4m3fnuz or float8_e4m3fn, its bits in pools of uint8.
 
     Raises
     ------
@@ -82,6 +90,8 @@ class PagedKVCache:
         *,
         value_dim: int | None = None,
         dtype: npt.DTypeLike = BFLOAT16,
+        k_scales: npt.ArrayLike | None = None,
+        v_scales: npt.ArrayLike | None = None,
         stream: Stream | None = None,
     ) -> None:
         self._table = PageTable(pages, page_size)
@@ -89,15 +99,27 @@ class PagedKVCache:
         self.layers, self.heads_kv = integer("layers", layers, 1), integer("heads_kv", heads_kv, 1)
         self.head_dim = integer("head_dim", head_dim, 1)
         self.value_dim = self.head_dim if value_dim is None else integer("value_dim", value_dim, 1)
-        self.dtype = as_dtype(dtype)
+        stream = stream or Device(0).default_stream
+        float8 = e4m3(stream.device.arch)
+        named = isinstance(dtype, str) and dtype == "float8_e4m3"
+        self.dtype = float8 if named else as_dtype(dtype, accepted=(*FLOATS, float8))
+        given = {"k_scales": k_scales, "v_scales": v_scales}
+        scales = [_scales(name, array, (self.layers, self.heads_kv)) for name, array in given.items()]
+        if self.dtype != float8 and (k_scales is not None or v_scales is not None):
+            raise ArgumentError(f"k_scales or v_scales is given; the dtype is {self.dtype.name}, which has none")
         self._batches: dict[tuple[int, ...], BlockTable] = {}
+        self._memory: list[DeviceTensor] = []
         rows = self.layers, self.pages, self.page_size, self.heads_kv
-        self._keys = DeviceTensor.empty((*rows, self.head_dim), self.dtype, stream=stream)
         try:
-            self._values = DeviceTensor.empty((*rows, self.value_dim), self.dtype, stream=stream)
+            for dim in (self.head_dim, self.value_dim):
+                kept = UINT8 if self.dtype == float8 else self.dtype
+                self._memory.append(DeviceTensor.empty((*rows, dim), kept, stream=stream))
+            for array in scales if self.dtype == float8 else ():
+                self._memory.append(DeviceTensor.from_numpy(array, stream=stream))
         except BaseException:
-            self._keys.buffer.close()
+            self.close()
             raise
+        self._keys, self._values, *self._scales = self._memory
 
     @property
     def free_pages(self) -> int:
@@ -222,8 +244,8 @@ class PagedKVCache:
             As given to `extend`, or some of them in any order: the batch.
         k, v
             [batch, tokens, heads_kv, head_dim or value_dim], if each sequence got as many tokens; or packed,
-            [total, heads_kv, head_dim or value_dim], those of the first sequence first. In the cache's dtype; any
-            strides with a contiguous last dimension.
+            [total, heads_kv, head_dim or value_dim], those of the first sequence first. In the cache's dtype, or what
+            e4m3 is made of; any strides with a contiguous last dimension.
         stream
             Where the copy goes. Default: the default stream of the cache's device.
 
@@ -248,6 +270,7 @@ class PagedKVCache:
             lengths=batch.lengths,
             block_table=batch.pages,
             starts=batch.starts if packed else None,
+            scales=self.scales(at),
             stream=self._stream(stream),
         )
 
@@ -258,6 +281,11 @@ class PagedKVCache:
     def values(self, layer: int = 0) -> DeviceTensor:
         """Return a layer's pool of values, [pages, page_size, heads_kv, value_dim]: a view."""
         return self._values[self._layer(layer)]
+
+    def scales(self, layer: int = 0) -> tuple[DeviceTensor, DeviceTensor] | None:
+        """Return a layer's scales of keys and of values, [heads_kv] of float32 each. None if the dtype has none."""
+        at = self._layer(layer)
+        return (self._scales[0][at], self._scales[1][at]) if self._scales else None
 
     def lengths(self, sequences: Sequence[int]) -> DeviceTensor:
         """Return how many tokens sequences hold: [batch], int32, on the device.
@@ -293,8 +321,8 @@ class PagedKVCache:
     def close(self) -> None:
         """Free the memory, after the work that uses it. Closing twice does nothing."""
         self._batches.clear()
-        self._keys.buffer.close()
-        self._values.buffer.close()
+        for tensor in self._memory:
+            tensor.buffer.close()
 
     def __enter__(self) -> PagedKVCache:
         return self
@@ -337,7 +365,7 @@ class PagedKVCache:
                 raise ArgumentError(
                     f"{name} has shape {tensor.shape}; it takes {wanted} for sequences extended by {batch.added} tokens"
                 )
-            if tensor.dtype != self.dtype:
+            if tensor.dtype != self.dtype and not self._scales:
                 raise ArgumentError(f"{name} is {tensor.dtype.name}; the cache holds {self.dtype.name}")
         return packed
 
@@ -360,3 +388,15 @@ class PagedKVCache:
             f"<PagedKVCache {state}{self.layers} layers, {len(self.sequences)} sequences, {self.free_pages} of "
             f"{self.pages} pages of {self.page_size} tokens free, {self.dtype.name}>"
         )
+
+
+def _scales(name: str, array: npt.ArrayLike | None, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    if array is None:
+        return np.ones(shape, np.float32)
+    scales = np.asarray(array)
+    if scales.shape != shape or scales.dtype.kind not in "fiu":
+        raise ArgumentError(f"{name} is {scales.dtype} {scales.shape}; it takes numbers, [layers, heads_kv]: {shape}")
+    scales = scales.astype(np.float32)
+    if not np.all((scales > 0) & np.isfinite(scales)):
+        raise ArgumentError(f"{name} has {scales.min()} to {scales.max()}; it takes positive, finite numbers")
+    return scales

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
+from hipattn.kernels.float8 import E4M3_FNUZ, e4m3
 from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import INT32, DeviceTensor, as_dtype
+from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor, as_dtype
 
 __all__ = ["PagedAppendParams", "defaults", "launch", "specialise"]
 
 _NEW, _POOLS = ("k", "v"), ("k_pool", "v_pool")
-_POINTERS = (*_NEW, *_POOLS, "lengths", "table", "starts")
+_SCALES = ("k_scales", "v_scales")
+_POINTERS = (*_NEW, *_POOLS, *_SCALES, "lengths", "table", "starts")
 _STRIDES = (
     *(f"{name}_{axis}" for name in _NEW for axis in ("batch", "token", "head")),
     *(f"{name}_{axis}" for name in _POOLS for axis in ("page", "token", "head")),
@@ -46,9 +48,11 @@ class PagedAppendParams(Arguments):
     )
 
 
-def specialise(dtype: str, vector: int, *, packed: bool = False) -> Specialisation:
-    """Return the kernel for a dtype, `vector` elements an access, and packed sequences."""
-    constants = {"BLOCK": BLOCK, "VECTOR": vector, "PACKED": packed}
+def specialise(
+    dtype: str, vector: int, *, packed: bool = False, fp8: bool = False, fnuz: bool = False
+) -> Specialisation:
+    """Return the kernel for a dtype, `vector` elements an access, packed sequences, pools of e4m3 and which one."""
+    constants = {"BLOCK": BLOCK, "VECTOR": vector, "PACKED": packed, "FP8": fp8, "FNUZ": fnuz}
     return Specialisation("paged_append", "paged_append", PagedAppendParams, constants, {"scalar": dtype})
 
 
@@ -67,6 +71,7 @@ def launch(
     lengths: DeviceTensor,
     block_table: DeviceTensor,
     starts: DeviceTensor | None = None,
+    scales: tuple[DeviceTensor, DeviceTensor] | None = None,
     stream: Stream,
 ) -> None:
     """Write the last tokens of sequences to their pages, in one launch.
@@ -79,13 +84,17 @@ def launch(
     k, v : [batch, tokens, heads_kv, head_dim or value_dim], or with `starts` [total, heads_kv, head_dim or value_dim]
         Any strides with a contiguous last dimension.
     k_pool, v_pool : [pages, page_size, heads_kv, head_dim or value_dim]
-        The same dtype as `k` and `v`; any strides with a contiguous last dimension.
+        The same dtype as `k` and `v`; with `scales` uint8, the bits of the device's e4m3 (`float8.e4m3`). Any strides
+        with a contiguous last dimension.
     lengths : [batch]
         int32, contiguous: the tokens that each sequence holds, the new ones among them, which are the last.
     block_table : [batch, max_pages]
         int32, contiguous rows: the pages of each sequence.
     starts : [batch + 1]
         int32, contiguous: the new tokens of sequence b are starts[b] to starts[b + 1] - 1 of `k` and `v`.
+    scales : two of [heads_kv]
+        float32, contiguous, positive, for keys and values: what is stored is e4m3 of an element divided by its head's
+        scale, rounded to nearest even; what is too large becomes the largest finite value.
     stream
         Where the launch is added.
 
@@ -96,73 +105,93 @@ def launch(
     HipError
         The launch fails.
     """
-    tensors = {"k": k, "v": v, "k_pool": k_pool, "v_pool": v_pool, "lengths": lengths, "block_table": block_table}
-    if starts is not None:
-        tensors["starts"] = starts
+    k_scales, v_scales = scales or (None, None)
+    given = {"k": k, "v": v, "k_pool": k_pool, "v_pool": v_pool, "k_scales": k_scales, "v_scales": v_scales}
+    given |= {"lengths": lengths, "block_table": block_table, "starts": starts}
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     check_device(stream, **tensors)
-    plan = _plan(
-        stream.device, tuple((x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES) for x in tensors.values())
-    )
+    facts = tuple((name, x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES) for name, x in tensors.items())
+    plan = _plan(stream.device, facts)
     if plan is None:
         return
     kernel, config, numbers = plan
     for tensor in tensors.values():
         tensor.buffer.used_on(stream)
-    pointers = [x.pointer for x in tensors.values()] + [None] * (starts is None)
+    pointers = (None if x is None else x.pointer for x in given.values())
     kernel.launch(stream, config, PagedAppendParams(*pointers, *numbers))
 
 
-_Operand = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]
+class _Operand(NamedTuple):
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    address: int  # modulo ACCESS_BYTES
 
 
 @lru_cache(maxsize=4096)
-def _plan(device: Device, operands: tuple[_Operand, ...]) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    rows, indices = operands[:4], operands[4:]
-    packed = len(indices) == 3
-    dtype = as_dtype(rows[0][0], "k's dtype")
-    new, pool = ("total",) if packed else ("batch", "tokens"), ("pages", "page_size")
-    for name, axes, (kind, shape, strides, _) in zip((*_NEW, *_POOLS), (new, new, pool, pool), rows, strict=True):
-        if len(shape) != len(axes) + 2:
-            raise ArgumentError(f"{name} has shape {shape}; it takes [{', '.join(axes)}, heads_kv, dim]")
-        if shape[-1] > 1 and strides[-1] != 1:
-            raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
-        if kind != dtype:
-            raise ArgumentError(f"{name} is {kind.name}; k is {dtype.name}, and all take the same")
-    k, v, k_pool, v_pool = (shape for _, shape, _, _ in rows)
-    heads, k_dim, v_dim = k[-2], k[-1], v[-1]
-    pages, page_size = k_pool[:2]
-    if v[:-1] != k[:-1]:
-        raise ArgumentError(f"v has shape {v}; k has {k}, and they differ at most in the last dimension")
-    for name, shape, dim in (("k_pool", k_pool, k_dim), ("v_pool", v_pool, v_dim)):
-        if shape != (pages, page_size, heads, dim):
-            raise ArgumentError(f"{name} has shape {shape}; it takes {(pages, page_size, heads, dim)}")
-    if not page_size or pages * page_size >= 2**31:
-        raise ArgumentError(f"k_pool has shape {k_pool}; it takes pages of 1 token or more, fewer than 2^31 in all")
-    batch, max_pages = _check_indices(None if packed else k[0], indices)
-    total, tokens = (k[0], 0) if packed else (k[0] * k[1], k[1])
+def _plan(device: Device, facts: tuple[tuple[Any, ...], ...]) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    operands = {name: _Operand(*rest) for name, *rest in facts}
+    packed, fp8 = "starts" in operands, "k_scales" in operands
+    _check(operands)
+    k, v, k_pool, _ = rows = [operands[name] for name in (*_NEW, *_POOLS)]
+    (heads, k_dim), v_dim = k.shape[-2:], v.shape[-1]
+    batch, max_pages = operands["block_table"].shape
+    pages, page_size = k_pool.shape[:2]
+    total, tokens = (k.shape[0], 0) if packed else (batch * k.shape[1], k.shape[1])
     if not total * heads * max(k_dim, v_dim) * batch:
         return None
     if 2 * total * heads >= 2**31:
         raise ArgumentError(f"k has {total} * {heads} rows; one append takes fewer than 2^30")
-    vector = vector_width(*((address, dtype.itemsize, strides[:-1]) for _, _, strides, address in rows))
+    vector = vector_width(*((x.address, x.dtype.itemsize, x.strides[:-1]) for x in rows))
     row_shift, blocks_per_row, config = share(2 * total * heads, max(k_dim, v_dim), vector)
-    kernel = load(specialise(dtype.name, vector, packed=packed), device)
-    steps = (step for _, _, strides, _ in rows for step in (0, *strides)[-4:-1])  # packed: no batch to step over
-    sizes = batch, tokens, total, max_pages, page_size, pages
-    return kernel, config, (*steps, indices[1][2][0], *sizes, heads, k_dim, v_dim, row_shift, blocks_per_row)
+    fnuz = fp8 and e4m3(device.arch) == E4M3_FNUZ
+    kernel = load(specialise(k.dtype.name, vector, packed=packed, fp8=fp8, fnuz=fnuz), device)
+    steps = (step for x in rows for step in (0, *x.strides)[-4:-1])  # packed: no batch to step over
+    table_row = operands["block_table"].strides[0]
+    sizes = batch, tokens, total, max_pages, page_size, pages, heads, k_dim, v_dim
+    return kernel, config, (*steps, table_row, *sizes, row_shift, blocks_per_row)
 
 
-def _check_indices(batch: int | None, indices: tuple[_Operand, ...]) -> tuple[int, int]:
-    """Check lengths, block table and starts; return batch and max_pages."""
-    lengths, table = (shape for _, shape, _, _ in indices[:2])
-    if batch is None:
-        batch = lengths[0] if lengths else 0
-    max_pages = table[-1] if table else 0
-    wanted = {"lengths": (batch,), "block_table": (batch, max_pages), "starts": (batch + 1,)}
-    for (name, needed), (kind, shape, strides, _) in zip(wanted.items(), indices, strict=False):  # without starts: two
-        if kind != INT32 or shape != needed or (shape[-1] > 1 and strides[-1] != 1):
-            raise ArgumentError(
-                f"{name} is {kind.name} {shape} with strides {strides}; "
-                f"it takes int32 {needed}, the last dimension contiguous"
-            )
-    return batch, max_pages
+def _check(operands: Mapping[str, _Operand]) -> None:
+    packed, fp8 = "starts" in operands, "k_scales" in operands
+    dtype = as_dtype(operands["k"].dtype, "k's dtype")
+    for name in _NEW:
+        _check_rows(name, operands[name], ("total",) if packed else ("batch", "tokens"), dtype, "as k is")
+    for name in _POOLS:
+        kind, why = (UINT8, "with scales") if fp8 else (dtype, "as k is")
+        _check_rows(name, operands[name], ("pages", "page_size"), kind, why)
+    k, v = (operands[name].shape for name in _NEW)
+    pages, page_size = operands["k_pool"].shape[:2]
+    if v[:-1] != k[:-1]:
+        raise ArgumentError(f"v has shape {v}; k has {k}, and they differ at most in the last dimension")
+    for name, shape in zip(_POOLS, (k, v), strict=True):
+        pool, wanted = operands[name].shape, (pages, page_size, *shape[-2:])
+        if pool != wanted:
+            raise ArgumentError(f"{name} has shape {pool}; it takes {wanted}")
+    if not page_size or pages * page_size >= 2**31:
+        raise ArgumentError(
+            f"k_pool has {pages} pages of {page_size} tokens; it takes 1 or more, fewer than 2^31 in all"
+        )
+    batch = (operands["lengths"].shape or (0,))[0] if packed else k[0]
+    max_pages = (operands["block_table"].shape or (0,))[-1]
+    indices = {"lengths": (batch,), "block_table": (batch, max_pages), "starts": (batch + 1,)}
+    wants = {name: (INT32, shape) for name, shape in indices.items()} | dict.fromkeys(_SCALES, (FLOAT32, k[-2:-1]))
+    for name in wants.keys() & operands.keys():
+        _check_beside(name, operands[name], *wants[name])
+
+
+def _check_rows(name: str, x: _Operand, axes: tuple[str, ...], dtype: np.dtype[Any], why: str) -> None:
+    if len(x.shape) != len(axes) + 2:
+        raise ArgumentError(f"{name} has shape {x.shape}; it takes [{', '.join(axes)}, heads_kv, dim]")
+    if x.shape[-1] > 1 and x.strides[-1] != 1:
+        raise ArgumentError(f"{name} has strides {x.strides}; its last dimension must be contiguous")
+    if x.dtype != dtype:
+        raise ArgumentError(f"{name} is {x.dtype.name}; it takes {dtype.name}, {why}")
+
+
+def _check_beside(name: str, x: _Operand, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if x.dtype != dtype or x.shape != shape or (x.shape[-1] > 1 and x.strides[-1] != 1):
+        raise ArgumentError(
+            f"{name} is {x.dtype.name} {x.shape} with strides {x.strides}; "
+            f"it takes {dtype.name} {shape}, the last dimension contiguous"
+        )

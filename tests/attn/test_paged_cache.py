@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -204,6 +205,56 @@ def test_more_batches_than_are_kept(stream: Stream) -> None:
         assert not mirror.cache._batches
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_e4m3_with_scales_of_each_layer_and_head(stream: Stream, dtype: np.dtype) -> None:
+    rng = np.random.default_rng(0)
+    scales = [rng.uniform(0.01, 2, (3, 2)).astype(np.float32) for _ in range(2)]
+    with PagedKVCache(
+        3, 6, 4, 2, 8, value_dim=5, dtype="float8_e4m3", k_scales=scales[0], v_scales=scales[1], stream=stream
+    ) as cache:
+        assert cache.nbytes == 3 * 6 * 4 * 2 * (8 + 5)
+        largest = float(ml_dtypes.finfo(cache.dtype).max)
+        assert largest == (240 if stream.device.arch == "gfx942" else 448)
+        one = cache.new()
+        new = [(100 * rng.standard_normal((3, 1, 6, 2, dim))).astype(dtype) for dim in (8, 5)]
+        cache.extend([one], 6, stream=stream)
+        for layer in range(3):
+            cache.append(layer, [one], *upload(stream, *(rows[layer] for rows in new)), stream=stream)
+        two = cache.fork(one)
+        cache.extend([two], 1, stream=stream)  # copies half a page
+        at = np.arange(6)
+        for pages in cache.block_table([one, two]).numpy():
+            for layer, pool in ((layer, pool) for layer in range(3) for pool in (0, 1)):
+                stored = (cache.keys, cache.values)[pool](layer).numpy(stream=stream).view(cache.dtype)
+                on_device = cache.scales(layer)
+                assert on_device is not None
+                assert same_bits(on_device[pool].numpy(), scales[pool][layer])
+                scaled = new[pool][layer, 0].astype(np.float32) / scales[pool][layer][:, None]
+                expected = np.clip(scaled, -largest, largest).astype(cache.dtype)
+                assert same_bits(stored[pages[at // 4], at % 4], expected)
+
+
+def test_scales_that_are_refused(stream: Stream) -> None:
+    before = live()
+    for options, message in (
+        (
+            {"k_scales": np.ones((2, 3))},
+            r"k_scales is float64 \(2, 3\); it takes numbers, \[layers, heads",
+        ),
+        ({"v_scales": [[1, 2], [0, 1]]}, "v_scales has 0.0 to 2.0; it takes positive"),
+        ({"v_scales": [[1, 2], [np.nan, 1]]}, "v_scales has nan to nan; it takes positive"),
+        ({"k_scales": [["1", "2"]] * 2}, "k_scales is <U1"),
+        ({"k_scales": np.ones((2, 2)), "dtype": np.float16}, "the dtype is float16, which has none"),
+        ({"dtype": np.float64}, "dtype is float64; accepted: float32, float16, bfloat16, float8_e4m3fn"),
+        ({"dtype": np.uint8}, "dtype is uint8"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            PagedKVCache(2, 4, 4, 2, 8, stream=stream, **({"dtype": "float8_e4m3"} | options))
+    assert live() == before
+    with PagedKVCache(2, 4, 4, 2, 8, stream=stream) as cache:
+        assert cache.scales() is None
+
+
 def test_evicted_sequences_are_gone(stream: Stream) -> None:
     with Mirror(stream, 1, 6, 2) as mirror:
         one, two, three = (mirror.new() for _ in range(3))
@@ -285,9 +336,9 @@ def test_every_call_of_a_step_can_fail(fail: Fail, stream: Stream) -> None:
 
 def test_no_memory_for_the_pools(fail: Fail, device: Device) -> None:
     before = live()
-    for n in (1, 2):
+    for n in (1, 2, 3, 4):
         with fail(f"hipMallocAsync:{n}"), pytest.raises(HipError):
-            PagedKVCache(1, 4, 4, 1, 8, stream=device.default_stream)
+            PagedKVCache(1, 4, 4, 1, 8, dtype="float8_e4m3", stream=device.default_stream)
         assert live() == before
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hipattn import ArgumentError, Device, DeviceTensor, Stream
-from hipattn.kernels import paged_append, rows
+from hipattn.kernels import float8, paged_append, rows
 from tests.helpers.padded import same_bits
 from tests.helpers.pairwise import pairwise
 from tests.helpers.tolerance import DTYPES
@@ -149,6 +149,62 @@ def test_starts_that_do_not_fit_write_nothing_else(stream: Stream) -> None:
     pools.check()
 
 
+FORMATS = {float8.E4M3_OCP: 448.0, float8.E4M3_FNUZ: 240.0}  # and the largest number of each
+
+
+def quantised(x: NDArray[Any], scales: NDArray[np.float32], kind: np.dtype) -> NDArray[Any]:
+    """Return what a pool is to hold of x, [..., heads, dim]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = x.astype(np.float32) / scales[:, None]
+        return np.clip(scaled, -FORMATS[kind], FORMATS[kind]).astype(kind)
+
+
+def same_floats(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays are the same bit for bit where they are numbers, and NaN in the same places."""
+    nan = np.isnan(a.astype(np.float32))
+    return np.array_equal(nan, np.isnan(b.astype(np.float32))) and same_bits(a[~nan], b[~nan])
+
+
+def every(dtype: np.dtype) -> NDArray[Any]:
+    """Return each number of a 16-bit dtype, or many of float32: around each that e4m3 has, and each tie."""
+    if dtype.itemsize == 2:
+        return np.arange(2**16, dtype=np.uint16).view(dtype)
+    codes = np.concatenate([np.arange(256, dtype=np.uint8).view(kind).astype(np.float32) for kind in FORMATS])
+    known = np.unique(codes[np.isfinite(codes)])
+    around = np.concatenate([known, (known[1:] + known[:-1]) / 2, np.array([464, 248, np.inf, np.nan], np.float32)])
+    near = [around, np.nextafter(around, np.float32(np.inf)), np.nextafter(around, np.float32(-np.inf))]
+    both = np.concatenate([*near, bits((2**14,), FLOAT32, 0)])
+    return np.resize(both, 2**15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_e4m3_of_every_number(stream: Stream, dtype: np.dtype, packed: bool) -> None:
+    kind = float8.e4m3(stream.device.arch)
+    assert (kind == float8.E4M3_FNUZ) == (stream.device.arch == "gfx942")
+    k = every(dtype).reshape(-1, 8, 2, 64)  # as many sequences as it takes, of 8 tokens
+    batch, v = len(k), k[:, ::-1, :, 5:22].copy()
+    scales = [np.array(each, np.float32) for each in ([1, 0.37], [2.0**-8, 3])]
+    table = np.random.default_rng(0).permutation(batch + 1)[:batch, None].astype(np.int32)
+    expected = [np.full((batch + 1, 9, *x.shape[2:]), 0x55, np.uint8) for x in (k, v)]
+    pools = [DeviceTensor.from_numpy(pool, stream=stream) for pool in expected]
+    shape = (batch * 8, 2, -1) if packed else (batch, 8, 2, -1)
+    indices = (np.full(batch, 9), table, np.arange(batch + 1) * 8)
+    lengths, pages, starts = (DeviceTensor.from_numpy(np.asarray(x, np.int32), stream=stream) for x in indices)
+    paged_append.launch(
+        *(DeviceTensor.from_numpy(x.reshape(shape), stream=stream) for x in (k, v)),
+        *pools,
+        lengths=lengths,
+        block_table=pages,
+        starts=starts if packed else None,
+        scales=tuple(DeviceTensor.from_numpy(each, stream=stream) for each in scales),  # type: ignore[arg-type]
+        stream=stream,
+    )
+    for pool, tensor, x, scale in zip(expected, pools, (k, v), scales, strict=True):
+        pool[table[:, 0], 1:] = quantised(x, scale, kind).view(np.uint8)
+        assert same_floats(tensor.numpy().view(kind), pool.view(kind))
+
+
 def test_more_rows_than_blocks(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_BLOCKS", 2)
     paged_append._plan.cache_clear()
@@ -183,12 +239,18 @@ def test_refuses(stream: Stream) -> None:
     good = {"k": k, "v": v, "k_pool": k_pool, "v_pool": v_pool}
     good |= {"lengths": tensor(2, dtype=np.int32), "block_table": tensor(2, 3, dtype=np.int32)}
     packed = good | {"k": tensor(6, 2, 8), "v": tensor(6, 2, 4), "starts": tensor(3, dtype=np.int32)}
+    bytes_ = {name: tensor(*good[name].shape, dtype=np.uint8) for name in ("k_pool", "v_pool")}
+    scale = tensor(2, dtype=np.float32)
     for arguments, message in (
+        (good | {"scales": (scale, scale)}, "k_pool is float16; it takes uint8"),
+        (good | bytes_, "k_pool is uint8; it takes float16"),
+        (good | bytes_ | {"scales": (scale, tensor(3, dtype=np.float32))}, "v_scales is float32"),
+        (good | bytes_ | {"scales": (tensor(2), scale)}, "k_scales is float16"),
         (good | {"k": k[0]}, r"k has shape \(3, 2, 8\); it takes \[batch, tokens"),
         (good | {"v": v[:, :2]}, "v has shape"),
         (good | {"k_pool": v_pool}, "k_pool has shape"),
         (good | {"v_pool": v_pool[:4]}, "v_pool has shape"),
-        (good | {"k_pool": k_pool[:, :0], "v_pool": v_pool[:, :0]}, "pages of 1 token or more"),
+        (good | {"k_pool": k_pool[:, :0], "v_pool": v_pool[:, :0]}, "5 pages of 0 tokens"),
         (good | {"v_pool": tensor(5, 4, 2, 4, dtype=np.float32)}, "v_pool is float32"),
         (good | {"k": tensor(2, 3, 2, 16)[..., ::2]}, "k has strides"),
         (good | {"lengths": tensor(3, dtype=np.int32)}, r"lengths is int32 \(3,\)"),

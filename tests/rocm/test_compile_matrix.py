@@ -117,7 +117,8 @@ def page_copies(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisatio
 @st.composite
 def paged_appends(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype = draw(dtypes)
-    return family.specialise(dtype, draw(vectors(dtype)), packed=draw(st.booleans()))
+    options = {name: draw(st.booleans()) for name in ("packed", "fp8", "fnuz")}
+    return family.specialise(dtype, draw(vectors(dtype)), **options)
 
 
 @st.composite
