@@ -1,8 +1,8 @@
 """Attention for AMD GPUs from Python, compiled at run time.
 
 ``hipattn.attention(q, k, v, causal=True)`` is the front door; `HipAttentionKernels` offers its stages one by one,
-`KVCache` keeps keys and values between calls, `ExecutionPlan` runs whole layers and `models` pretrained models, and
-`Device`, `Stream`, `DeviceTensor` manage the GPU underneath.
+`KVCache` and `PagedKVCache` keep keys and values between calls, `ExecutionPlan` runs whole layers and `models`
+pretrained models, and `Device`, `Stream`, `DeviceTensor` manage the GPU underneath.
 """
 
 from importlib.metadata import version

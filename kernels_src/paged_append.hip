@@ -2,11 +2,13 @@
 //
 // k, v: [batch, tokens, heads, k_dim or v_dim] of `scalar`, or with PACKED [total, heads, dim], where sequence b has
 // tokens starts[b] to starts[b + 1] - 1; strides in elements for all but the last dimension. Pools: [pages, page_size,
-// heads, dim], with strides likewise, of `scalar`, or with FP8 of e4m3 (the format is FNUZ or OCP): each element is
-// divided by its head's scale in k_scales or v_scales, float [heads], and rounded. lengths: int [batch], what each sequence holds with its new tokens, which are its
+// heads, dim], with strides likewise. lengths: int [batch], what each sequence holds with its new tokens, which are its
 // last ones. table: int [batch, max_pages], rows `table_row` apart: token t of sequence b is in slot t % page_size of
 // page table[b, t / page_size]. A token whose place is not in the table, or whose page is not in the pool, is not
 // written. A row is one head of one token; the first half of the rows is k, the second v.
+//
+// Pools are of `scalar` too, and bits are copied; or with FP8 of e4m3, FNUZ or the OCP's: each element is divided by
+// its head's scale, in k_scales or v_scales, float [heads], and rounded.
 //
 // Bound by memory: each element is read and written once, VECTOR of them (16 bytes where alignment allows) an access.
 #include "float8.h"
@@ -14,13 +16,13 @@
 
 template <bool QUANTISED>
 struct Stored {
-    using type = unsigned char;
+    using Type = scalar;
 };
 template <>
-struct Stored<false> {
-    using type = scalar;
+struct Stored<true> {
+    using Type = unsigned char;
 };
-using stored = Stored<FP8>::type;
+using stored = Stored<FP8>::Type;
 
 // Writes up to VECTOR neighbours as they are.
 __device__ inline void put(const scalar* from, scalar* to, i64 left, float) {

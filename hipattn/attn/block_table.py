@@ -31,6 +31,8 @@ class BlockTable:
 
     Attributes
     ----------
+    distinct : bool
+        Whether no sequence is in the list twice.
     added : tuple of int
         How many tokens the last `extend` added to each sequence.
     lengths : DeviceTensor
@@ -48,6 +50,7 @@ class BlockTable:
 
     def __init__(self, pages: PageTable, sequences: Sequence[int], stream: Stream) -> None:
         self._source, self._sequences, self._stream = pages, tuple(sequences), stream
+        self.distinct = len(set(sequences)) == len(sequences)
         self._version = -1  # of the source, when it was last looked at
         self._width = 0
         self._there: NDArray[np.int32] | None = None  # what the device holds, if that is known

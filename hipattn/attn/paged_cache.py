@@ -119,7 +119,10 @@ class PagedKVCache:
         except BaseException:
             self.close()
             raise
-        self._keys, self._values, *self._scales = self._memory
+        self._keys, self._values, *per_head = self._memory
+        # Views of each layer: every step asks for them.
+        self._pools = [(self._keys[at], self._values[at]) for at in range(self.layers)]
+        self._scales = [(per_head[0][at], per_head[1][at]) if per_head else None for at in range(self.layers)]
 
     @property
     def free_pages(self) -> int:
@@ -260,32 +263,28 @@ class PagedKVCache:
         at = self._layer(layer)
         batch = self._batch(sequences)
         packed = self._check(batch, len(sequences), k, v)
-        if len(set(sequences)) < len(sequences):
-            raise ArgumentError(f"sequences are {tuple(sequences)}; it takes each once")
         paged_append.launch(
             k,
             v,
-            self._keys[at],
-            self._values[at],
+            *self._pools[at],
             lengths=batch.lengths,
             block_table=batch.pages,
             starts=batch.starts if packed else None,
-            scales=self.scales(at),
+            scales=self._scales[at],
             stream=self._stream(stream),
         )
 
     def keys(self, layer: int = 0) -> DeviceTensor:
         """Return a layer's pool of keys, [pages, page_size, heads_kv, head_dim]: a view."""
-        return self._keys[self._layer(layer)]
+        return self._pools[self._layer(layer)][0]
 
     def values(self, layer: int = 0) -> DeviceTensor:
         """Return a layer's pool of values, [pages, page_size, heads_kv, value_dim]: a view."""
-        return self._values[self._layer(layer)]
+        return self._pools[self._layer(layer)][1]
 
     def scales(self, layer: int = 0) -> tuple[DeviceTensor, DeviceTensor] | None:
         """Return a layer's scales of keys and of values, [heads_kv] of float32 each. None if the dtype has none."""
-        at = self._layer(layer)
-        return (self._scales[0][at], self._scales[1][at]) if self._scales else None
+        return self._scales[self._layer(layer)]
 
     def lengths(self, sequences: Sequence[int]) -> DeviceTensor:
         """Return how many tokens sequences hold: [batch], int32, on the device.
@@ -351,8 +350,9 @@ class PagedKVCache:
 
     def _check(self, batch: BlockTable, sequences: int, k: DeviceTensor, v: DeviceTensor) -> bool:
         """Check new keys and values, and return whether they are packed."""
-        instance("k", k, DeviceTensor)
-        packed = k.ndim == 3
+        if not batch.distinct:
+            raise ArgumentError("sequences are the same more than once; an append takes each once")
+        packed = instance("k", k, DeviceTensor).ndim == 3
         if not packed and len(set(batch.added)) > 1:
             raise ArgumentError(
                 f"k has shape {k.shape}; the sequences were extended by {batch.added} tokens, which go packed: "
@@ -365,7 +365,7 @@ class PagedKVCache:
                 raise ArgumentError(
                     f"{name} has shape {tensor.shape}; it takes {wanted} for sequences extended by {batch.added} tokens"
                 )
-            if tensor.dtype != self.dtype and not self._scales:
+            if tensor.dtype != self.dtype and self._scales[0] is None:
                 raise ArgumentError(f"{name} is {tensor.dtype.name}; the cache holds {self.dtype.name}")
         return packed
 

@@ -294,7 +294,7 @@ def test_bad_calls_leave_the_cache_as_it_was(stream: Stream) -> None:
             (lambda: cache.append(0, [one], k[0, 0], v), ArgumentError, "k has shape"),
             (lambda: cache.append(0, [two], k, v), ArgumentError, r"it takes \(1, 3, 2, 8\) for sequences extended"),
             (lambda: cache.append(0, [one, two], rows(2, 1, 2, 8), rows(2, 1, 2, 4)), ArgumentError, "go packed"),
-            (lambda: cache.append(0, [one, one], rows(2, 1, 2, 8), rows(2, 1, 2, 4)), ArgumentError, "each once"),
+            (lambda: cache.append(0, [one, one], rows(2, 1, 2, 8), rows(2, 1, 2, 4)), ArgumentError, "more than once"),
             (lambda: cache.append(0, [one], rows(1, 1, 2, 8, dtype=np.float16), v), ArgumentError, "k is float16"),
             (lambda: cache.append(0, [one], np.zeros((1, 1, 2, 8)), v), ArgumentError, "k is ndarray"),
             (lambda: cache.extend([one, two], 12), OutOfPagesError, "24 more tokens in 2 sequences need 6 pages of 4"),
