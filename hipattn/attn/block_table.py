@@ -53,7 +53,7 @@ class BlockTable:
         self.distinct = len(set(sequences)) == len(sequences)
         self._version = -1  # of the source, when it was last looked at
         self._width = 0
-        self._there: NDArray[np.int32] | None = None  # what the device holds, if that is known
+        self._there: NDArray[np.int32] | None = None  # what the device holds, once it holds something
 
     def update(self) -> None:
         """Bring the device up to date. Synchronises if something is uploaded.
@@ -63,7 +63,7 @@ class BlockTable:
         ArgumentError
             A sequence was freed.
         HipError
-            The device has no memory left, or the upload fails; the next update tries again.
+            The device has no memory left, or the upload fails: what the device holds is not known, make another table.
         """
         source = self._source
         if source.version == self._version:
@@ -93,11 +93,9 @@ class BlockTable:
         self.pages = memory[2 * batch + 1 :].reshape(batch, width)
 
     def _upload(self, wanted: NDArray[np.int32]) -> None:
-        there, self._there = self._there, None
-        if there is None:
-            end = wanted.size
-        else:
-            different = np.flatnonzero(wanted != there)
+        end = wanted.size
+        if self._there is not None:
+            different = np.flatnonzero(wanted != self._there)
             end = int(different[-1]) + 1 if different.size else 0
         if end:
             after_readers = self._memory.buffer.join()

@@ -338,7 +338,7 @@ class PagedKVCache:
             if not key:
                 raise ArgumentError("sequences is empty; it takes 1 or more")
             batch = BlockTable(self._table, key, self._keys.buffer.stream)
-        batch.update()
+        batch.update()  # one that fails is not kept
         self._batches[key] = batch  # the last used is the last
         while len(self._batches) > _BATCHES:
             del self._batches[next(iter(self._batches))]
