@@ -11,6 +11,7 @@ from hipattn.arguments import integer
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
+from hipattn.kernels.operands import addresses
 from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
@@ -87,15 +88,13 @@ def launch(k_pool: DeviceTensor, v_pool: DeviceTensor, copies: Sequence[tuple[in
     sizes = [math.prod(pool.shape[2:]) * pool.dtype.itemsize for pool in pools]
     if not max(sizes) * layers:
         return
-    for pool in pools:
-        pool.buffer.used_on(stream)
-    addresses = [pool.pointer for pool in pools]
-    facts = tuple((address % ACCESS_BYTES, size) for address, size in zip(addresses, sizes, strict=True))
+    facts = tuple((pool.pointer % ACCESS_BYTES, size) for pool, size in zip(pools, sizes, strict=True))
+    pointers = addresses(stream, *pools)
     for first in range(0, len(copies), MAX_COPIES):
         some = copies[first : first + MAX_COPIES]
         kernel, config, shares = _plan(stream.device, layers, len(some), facts)
         numbers = (_Pages(*column) for column in zip(*some, strict=True))
-        kernel.launch(stream, config, PageCopyParams(*addresses, *sizes, pages, layers, len(some), *shares, *numbers))
+        kernel.launch(stream, config, PageCopyParams(*pointers, *sizes, pages, layers, len(some), *shares, *numbers))
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,8 @@ from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
 from hipattn.kernels.float8 import E4M3_FNUZ, e4m3
-from hipattn.kernels.rows import ACCESS_BYTES, BLOCK, check_device, share, vector_width, widest
+from hipattn.kernels.operands import Operand, addresses, operands
+from hipattn.kernels.rows import BLOCK, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -24,7 +25,7 @@ __all__ = ["PagedAppendParams", "defaults", "launch", "specialise"]
 
 _NEW, _POOLS = ("k", "v"), ("k_pool", "v_pool")
 _SCALES = ("k_scales", "v_scales")
-_POINTERS = (*_NEW, *_POOLS, *_SCALES, "lengths", "table", "starts")
+_POINTERS = (*_NEW, *_POOLS, "lengths", "table", *_SCALES, "starts")
 _STRIDES = (
     *(f"{name}_{axis}" for name in _NEW for axis in ("batch", "token", "head")),
     *(f"{name}_{axis}" for name in _POOLS for axis in ("page", "token", "head")),
@@ -106,18 +107,13 @@ def launch(
         The launch fails.
     """
     k_scales, v_scales = scales or (None, None)
-    given = {"k": k, "v": v, "k_pool": k_pool, "v_pool": v_pool, "k_scales": k_scales, "v_scales": v_scales}
-    given |= {"lengths": lengths, "block_table": block_table, "starts": starts}
-    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
-    check_device(stream, **tensors)
-    facts = tuple((name, x.dtype, x.shape, x.strides, x.pointer % ACCESS_BYTES) for name, x in tensors.items())
-    plan = _plan(stream.device, facts)
+    needed = {"k": k, "v": v, "k_pool": k_pool, "v_pool": v_pool, "lengths": lengths, "block_table": block_table}
+    optional = {"k_scales": k_scales, "v_scales": v_scales, "starts": starts}
+    plan = _plan(stream.device, operands(stream, needed, optional))
     if plan is None:
         return
     kernel, config, numbers = plan
-    for tensor in tensors.values():
-        tensor.buffer.used_on(stream)
-    pointers = (None if x is None else x.pointer for x in given.values())
+    pointers = addresses(stream, *needed.values(), *optional.values())
     kernel.launch(stream, config, PagedAppendParams(*pointers, *numbers))
 
 
@@ -129,13 +125,13 @@ class _Operand(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _plan(device: Device, facts: tuple[tuple[Any, ...], ...]) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    operands = {name: _Operand(*rest) for name, *rest in facts}
-    packed, fp8 = "starts" in operands, "k_scales" in operands
-    _check(operands)
-    k, v, k_pool, _ = rows = [operands[name] for name in (*_NEW, *_POOLS)]
+def _plan(device: Device, tensors: tuple[Operand, ...]) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
+    named = {facts[0]: _Operand(*facts[1:]) for facts in tensors}
+    packed, fp8 = "starts" in named, "k_scales" in named
+    _check(named)
+    k, v, k_pool, _ = rows = [named[name] for name in (*_NEW, *_POOLS)]
     (heads, k_dim), v_dim = k.shape[-2:], v.shape[-1]
-    batch, max_pages = operands["block_table"].shape
+    batch, max_pages = named["block_table"].shape
     pages, page_size = k_pool.shape[:2]
     total, tokens = (k.shape[0], 0) if packed else (batch * k.shape[1], k.shape[1])
     if not total * heads * max(k_dim, v_dim) * batch:
@@ -147,37 +143,38 @@ def _plan(device: Device, facts: tuple[tuple[Any, ...], ...]) -> tuple[Kernel, L
     fnuz = fp8 and e4m3(device.arch) == E4M3_FNUZ
     kernel = load(specialise(k.dtype.name, vector, packed=packed, fp8=fp8, fnuz=fnuz), device)
     steps = (step for x in rows for step in (0, *x.strides)[-4:-1])  # packed: no batch to step over
-    table_row = operands["block_table"].strides[0]
+    table_row = named["block_table"].strides[0]
     sizes = batch, tokens, total, max_pages, page_size, pages, heads, k_dim, v_dim
     return kernel, config, (*steps, table_row, *sizes, row_shift, blocks_per_row)
 
 
-def _check(operands: Mapping[str, _Operand]) -> None:
-    packed, fp8 = "starts" in operands, "k_scales" in operands
-    dtype = as_dtype(operands["k"].dtype, "k's dtype")
+def _check(named: Mapping[str, _Operand]) -> None:
+    packed, fp8 = "starts" in named, "k_scales" in named
+    dtype = as_dtype(named["k"].dtype, "k's dtype")
     for name in _NEW:
-        _check_rows(name, operands[name], ("total",) if packed else ("batch", "tokens"), dtype, "as k is")
+        _check_rows(name, named[name], ("total",) if packed else ("batch", "tokens"), dtype, "as k is")
     for name in _POOLS:
         kind, why = (UINT8, "with scales") if fp8 else (dtype, "as k is")
-        _check_rows(name, operands[name], ("pages", "page_size"), kind, why)
-    k, v = (operands[name].shape for name in _NEW)
-    pages, page_size = operands["k_pool"].shape[:2]
+        _check_rows(name, named[name], ("pages", "page_size"), kind, why)
+    k, v = (named[name].shape for name in _NEW)
+    pages, page_size = named["k_pool"].shape[:2]
     if v[:-1] != k[:-1]:
         raise ArgumentError(f"v has shape {v}; k has {k}, and they differ at most in the last dimension")
     for name, shape in zip(_POOLS, (k, v), strict=True):
-        pool, wanted = operands[name].shape, (pages, page_size, *shape[-2:])
+        pool, wanted = named[name].shape, (pages, page_size, *shape[-2:])
         if pool != wanted:
             raise ArgumentError(f"{name} has shape {pool}; it takes {wanted}")
     if not page_size or pages * page_size >= 2**31:
         raise ArgumentError(
             f"k_pool has {pages} pages of {page_size} tokens; it takes 1 or more, fewer than 2^31 in all"
         )
-    batch = (operands["lengths"].shape or (0,))[0] if packed else k[0]
-    max_pages = (operands["block_table"].shape or (0,))[-1]
+    batch = (named["lengths"].shape or (0,))[0] if packed else k[0]
+    max_pages = (named["block_table"].shape or (0,))[-1]
     indices = {"lengths": (batch,), "block_table": (batch, max_pages), "starts": (batch + 1,)}
     wants = {name: (INT32, shape) for name, shape in indices.items()} | dict.fromkeys(_SCALES, (FLOAT32, k[-2:-1]))
-    for name in wants.keys() & operands.keys():
-        _check_beside(name, operands[name], *wants[name])
+    for name, want in wants.items():
+        if name in named:
+            _check_beside(name, named[name], *want)
 
 
 def _check_rows(name: str, x: _Operand, axes: tuple[str, ...], dtype: np.dtype[Any], why: str) -> None:
