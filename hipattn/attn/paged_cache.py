@@ -308,6 +308,10 @@ class PagedKVCache:
         pages a row is 0; it may be wider than the longest sequence needs. Good until a sequence of them is changed, and
         uploaded as `lengths` is.
 
+        While the longest sequence fits the width, what is returned for the same list is the same memory. So a step
+        that was captured in a `Graph` can be launched after each `extend` and `lengths`, for as long as its caller
+        holds on to both tensors and finds the table where it was (its ``pointer``); then it is captured anew.
+
         Raises
         ------
         ArgumentError

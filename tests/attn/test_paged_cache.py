@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hipattn import ArgumentError, ClosedError, Device, DeviceTensor, HipError, OutOfPagesError, PagedKVCache, Stream
+from hipattn import (
+    ArgumentError,
+    ClosedError,
+    Device,
+    DeviceTensor,
+    Graph,
+    HipError,
+    OutOfPagesError,
+    PagedKVCache,
+    Stream,
+)
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.gate import held
@@ -164,6 +174,34 @@ def test_a_decode_step_uploads_once_and_little(stream: Stream) -> None:
         assert mirror.cache.lengths(sequences).pointer == lengths.pointer
         assert table.is_contiguous
         assert list(lengths.numpy()) == [14, 30, 22]
+
+
+def test_a_captured_step_goes_on_appending(stream: Stream) -> None:
+    with Mirror(stream, 2, 16, 4) as mirror:
+        sequences = [mirror.new() for _ in range(2)]
+        mirror.step(sequences, [13, 6], packed=True)  # 4 pages, and room for no more without moving
+        mirror.step(sequences, [1, 1])  # loads the kernel
+        k, v = upload(stream, *(np.zeros((2, 1, 2, dim), np.float32) for dim in (8, 4)))
+
+        def step() -> None:
+            for layer in range(2):
+                mirror.cache.append(layer, sequences, k, v, stream=stream)
+
+        mirror.cache.extend(sequences, 1)
+        table = mirror.cache.block_table(sequences)
+        with Graph(stream, step) as graph:
+            for turn in range(2):
+                if turn:
+                    mirror.cache.extend(sequences, 1)  # the second one on a new page
+                    assert mirror.cache.block_table(sequences).pointer == table.pointer
+                for at, tensor in enumerate((k, v)):
+                    new = mirror.rng.standard_normal(tensor.shape).astype(np.float32)
+                    tensor.copy_from(new, stream=stream)
+                    for b, sequence in enumerate(sequences):
+                        rows = np.stack([new[b]] * 2)
+                        mirror.held[sequence][at] = np.concatenate([mirror.held[sequence][at], rows], 1)
+                graph.launch()
+                mirror.check()
 
 
 def test_what_did_not_change_is_not_uploaded(stream: Stream) -> None:
