@@ -59,7 +59,8 @@ class PagedKVCache:
         Size of a value. Default: `head_dim`.
     dtype
         float32, float16 or bfloat16, of which new keys and values are then too; or "float8_e4m3", in which keys and
-        values of any of the three are stored at half the size: FNUZ on gfx942, elsewhere the OCP's.
+        values of any of the three are stored in 8 bits: FNUZ on gfx942, elsewhere the OCP's. No attention reads these
+        yet.
     k_scales, v_scales
         For "float8_e4m3": [layers, heads_kv], positive. What is stored is a key or value divided by its scale, rounded
         to nearest even; what is too large becomes the largest number (240 in FNUZ, otherwise 448). Default: 1.
