@@ -13,6 +13,7 @@
 //
 // Bound by memory: each element is read and written once, VECTOR of them an access; the weights stay in the cache.
 #include "types.h"
+#include "hints.h"
 #include "reduce.h"
 
 static_assert(GROUP <= WAVE_SIZE || GROUP == BLOCK, "a row is taken by part of a wave, a wave, or the block");
@@ -75,6 +76,7 @@ __device__ inline float factor_of(float sum_of_squares, const Row& row) {
     return 1.0f / sqrtf(sum_of_squares * row.inverse_columns + row.eps);
 }
 
+// Each pass has columns of its own: of the same ones, addresses and masks would stay in registers from pass to pass.
 __device__ inline void norm_held(const Row& row, float* scratch) {
     constexpr int VECTORS = HELD > 0 ? HELD / VECTOR : 1;  // compiled, though not called, for HELD = 0 too
     float x[VECTORS][VECTOR];
@@ -90,11 +92,11 @@ __device__ inline void norm_held(const Row& row, float* scratch) {
         sum = 0.0f;
     }
 #pragma unroll
-    for (int v = 0; v < VECTORS; ++v) sum += squares(x[v], row, (v * GROUP + row.thread) * VECTOR, mean);
+    for (int v = 0; v < VECTORS; ++v) sum += squares(x[v], row, own_value((v * GROUP + row.thread) * VECTOR), mean);
     const float factor = factor_of(group_sum(sum, scratch), row);
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
-        const int column = (v * GROUP + row.thread) * VECTOR;
+        const int column = own_value((v * GROUP + row.thread) * VECTOR);
         if (column < row.columns) store_normal(x[v], row, column, mean, factor);
     }
 }
@@ -128,7 +130,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void norm_rows(const NormParams p
     __shared__ float scratch[BLOCK / WAVE_SIZE];
     constexpr int ROWS = BLOCK / GROUP;
     for (i64 base = static_cast<i64>(blockIdx.x) * ROWS; base < p.rows; base += static_cast<i64>(gridDim.x) * ROWS) {
-        const i64 index = base + threadIdx.x / GROUP;
+        const i64 index = base + (GROUP == BLOCK ? 0 : threadIdx.x / GROUP);  // 0: the row's addresses are scalars
         const Row row = {
             static_cast<const in_scalar*>(p.x) + index * p.in_stride,
             static_cast<const in_scalar*>(p.residual) + index * p.residual_stride,
@@ -139,7 +141,8 @@ extern "C" __global__ __launch_bounds__(BLOCK) void norm_rows(const NormParams p
             index < p.rows ? p.columns : 0,  // past the last row: nothing to read, but a part in the reductions
             1.0f / static_cast<float>(p.columns),
             p.eps,
-            static_cast<int>(threadIdx.x % GROUP),
+            // Of this row: addresses and masks of its columns would be kept from row to row.
+            own_offset(static_cast<int>(threadIdx.x % GROUP), static_cast<int>(base)),
         };
         if constexpr (HELD > 0) norm_held(row, scratch);
         else norm_streamed(row, scratch);

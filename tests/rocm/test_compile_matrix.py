@@ -64,6 +64,15 @@ def test_defaults(arch: str, family: ModuleType) -> None:
     assert problems(arch, list(family.defaults(arch))) == []
 
 
+@pytest.mark.parametrize("arch", CHECKED_ARCHS)
+def test_norm_holds_the_longest_rows(arch: str) -> None:
+    """With an address and a mask kept for each element that a thread holds, no GPU has the registers."""
+    constants = softmax.choose(softmax.MAX_BLOCK * softmax.MAX_HELD, 1, wave_size(arch))
+    options = {"bias": True, "residual": True, "sum_out": True}
+    held = [norm.specialise("float32", "bfloat16", "float16", constants, kind=kind, **options) for kind in norm.KINDS]
+    assert problems(arch, held) == []
+
+
 # ---- the rest: rows at any alignment, all dtypes, options set ----
 
 dtypes = st.sampled_from(list(SCALARS))
