@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from hipattn import models
 from hipattn.ahead import compile  # noqa: A004
+from hipattn.attn.decode import attention_decode
 from hipattn.attn.functional import attention, free_scratch
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.paged_cache import PagedKVCache
@@ -66,6 +67,7 @@ __all__ = [
     "ScoreMod",
     "Stream",
     "attention",
+    "attention_decode",
     "attention_varlen",
     "compile",
     "flash_attn_func",

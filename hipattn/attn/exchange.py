@@ -20,18 +20,22 @@ __all__ = ["exchanged", "planned"]
 
 
 def planned(
-    make: Any, device: Device | None, kind: str | int, qkv: tuple[Any, Any, Any], options: tuple[Any, ...]
+    make: Any,
+    device: Device | None,
+    kind: str | int | tuple[int | None, int],
+    qkv: tuple[Any, Any, Any],
+    options: tuple[Any, ...],
 ) -> Plan:
     """Plan a call over tensors, or over NumPy arrays as they will be on the device.
 
     Parameters
     ----------
     make
-        `plan` or `plan_varlen`.
+        `plan`, `plan_varlen` or `plan_decode`.
     device
         Where it is computed; None for the host.
     kind
-        What `make` takes second: the layout, or the number of sequences.
+        What `make` takes second: the layout, the number of sequences, or the caches' form.
     qkv
         The arrays.
     options

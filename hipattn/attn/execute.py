@@ -16,7 +16,7 @@ from hipattn.attn.operands import Operand
 from hipattn.attn.options import Plan
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.errors import ArgumentError, ClosedError, CompileError
-from hipattn.kernels import flash_fwd
+from hipattn.kernels import flash_decode, flash_fwd
 from hipattn.layout import overlaps
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
@@ -25,7 +25,7 @@ from hipattn.tensor import FLOAT32, DeviceTensor
 __all__ = ["check_out", "fallback", "free_scratch", "on_device", "on_host"]
 
 fallback = Fallback()
-"""Of the fused kernel; the stages have their own."""
+"""Of the fused kernels; the stages have their own."""
 
 _per_thread = threading.local()
 
@@ -104,7 +104,7 @@ def on_device(
         try:
             _launch(plan, q, k, v, out, lse, others, stream)
         except FAILURES as error:
-            _recover(error, others)
+            _recover("flash_fwd" if plan.cache is None else "flash_decode", error, others)
             _fill(out, lse, on_host(plan, qkv, others), stream)
     elif plan.method == "staged":
         options = {name: plan.formula[name] for name in ("causal", "scale")}
@@ -124,7 +124,9 @@ def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[
     """
     options: Any = {**plan.formula, **operands.on_host(others)}  # first: it may refuse
     q, k, v = (array.numpy() if isinstance(array, DeviceTensor) else array for array in qkv)
-    if plan.layout == "shd":
+    if plan.cache is not None:
+        out, lse = reference.attention_decode(q, k, v, **options, return_lse=True)
+    elif plan.layout == "shd":
         out, lse = reference.attention_varlen(q, k, v, **options, return_lse=True)
     else:
         out, lse = reference.attention(q, k, v, layout=plan.layout, **options, return_lse=True)
@@ -181,16 +183,19 @@ def _launch(
     stream: Stream,
 ) -> None:
     """Launch the fused kernel, which takes [batch, seq, heads, dim]."""
+    options: Any = {**plan.formula, **others}
+    if plan.cache is not None:
+        flash_decode.launch(q, k, v, out, lse=lse, num_splits=plan.cache.num_splits, stream=stream, **options)
+        return
     if plan.layout == "bhsd":
         q, k, v, out = [tensor.transpose(0, 2, 1, 3) for tensor in (q, k, v, out)]
     elif plan.layout == "shd":
         q, k, v, out = [tensor.broadcast_to((1, *tensor.shape)) for tensor in (q, k, v, out)]
         lse = None if lse is None else lse.broadcast_to((1, *lse.shape))
-    options: Any = others or {}
-    flash_fwd.launch(q, k, v, out, lse=lse, stream=stream, **plan.formula, **options)
+    flash_fwd.launch(q, k, v, out, lse=lse, stream=stream, **options)
 
 
-def _recover(error: Exception, others: Mapping[str, Any]) -> None:
+def _recover(name: str, error: Exception, others: Mapping[str, Any]) -> None:
     """Return if the call is to be computed with NumPy; an expression that does not compile is the caller's error."""
     if isinstance(error, CompileError) and not {"score_mod", "mask_mod"}.isdisjoint(others):
         raise error
@@ -198,7 +203,7 @@ def _recover(error: Exception, others: Mapping[str, Any]) -> None:
         operands.on_host({name: others[name] for name in ("score_mod", "mask_mod") if name in others})
     except ArgumentError:
         raise error from None  # NumPy could not
-    fallback.recover("flash_fwd", error)
+    fallback.recover(name, error)
 
 
 def _fill(

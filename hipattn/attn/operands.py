@@ -1,4 +1,4 @@
-"""The tensors of a call beside q, k and v: ALiBi slopes, sinks, bias, mask, modifications, sequence starts."""
+"""The tensors of a call beside q, k and v: ALiBi slopes, sinks, bias, mask, modifications, starts and lengths."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _INT64 = np.dtype(np.int64)
 Operand = DeviceTensor | npt.NDArray[Any] | ScoreMod | MaskMod
 
 _STARTS = ("cu_seqlens_q", "cu_seqlens_k")
+_INTEGERS = (*_STARTS, "lengths", "block_table")
 _PER_HEAD = ("alibi_slopes", "sinks")
 _PER_SCORE = ("bias", "mask")
 _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
@@ -31,7 +32,7 @@ _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask
 _ACCEPTED = {  # but a bias
     "mask": (BOOL, UINT8),
     **dict.fromkeys(_PER_HEAD, (FLOAT32,)),
-    **dict.fromkeys(_STARTS, (INT32, _INT64)),
+    **dict.fromkeys(_INTEGERS, (INT32, _INT64)),
 }
 
 
@@ -60,7 +61,7 @@ def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None)
         if isinstance(value, np.ndarray | list | tuple):
             if name in _PER_HEAD:  # 2.0 ** -np.arange(8) is float64
                 value = _numbers(name, value, "fiu", "real numbers").astype(FLOAT32)
-            elif name in _STARTS:
+            elif name in _INTEGERS:
                 value = _numbers(name, value, "iu", "integers").astype(_INT64)
         accepted = _ACCEPTED.get(name) or ((FLOAT32,) if dtype == FLOAT32 else (FLOAT32, dtype))
         operands[name] = in_place(value, stream=stream, argument=name, accepted=accepted)
@@ -98,6 +99,10 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
             if value.shape not in shapes:
                 raise ArgumentError(f"{name} has shape {value.shape}; it takes {' or '.join(map(str, shapes))}")
             _check_contiguous(name, value)
+        elif name == "lengths":
+            _check_lengths(value, batch, seq_k)
+        elif name == "block_table":
+            _check_table(plan, value, operands.get("lengths"))
         else:
             _check_starts(name, value, batch, seq_q if name == "cu_seqlens_q" else seq_k)
 
@@ -121,6 +126,37 @@ def _check_starts(name: str, starts: DeviceTensor | npt.NDArray[Any], sequences:
         raise ArgumentError(f"{name} is {starts}; it takes numbers that never fall, from 0 to {total}")
 
 
+def _check_lengths(lengths: DeviceTensor | npt.NDArray[Any], batch: int, capacity: int) -> None:
+    if lengths.shape != (batch,):
+        raise ArgumentError(f"lengths has shape {lengths.shape}; it takes one number a sequence: {(batch,)}")
+    _check_contiguous("lengths", lengths)
+    if isinstance(lengths, np.ndarray) and not ((lengths >= 0) & (lengths <= capacity)).all():
+        raise ArgumentError(f"lengths is {lengths}; a sequence has 0 to {capacity} keys")
+
+
+def _check_table(plan: Plan, table: DeviceTensor | npt.NDArray[Any], lengths: Any) -> None:
+    """Check which pages hold the sequences' keys, as far as it is known which of them count."""
+    assert plan.cache is not None
+    batch, _, _, capacity = plan.scores
+    _, pages, page_size = plan.cache
+    if table.shape[0] != batch:
+        raise ArgumentError(f"block_table has shape {table.shape}; it takes a row for each of {batch} sequences")
+    if isinstance(table, DeviceTensor):
+        if table.shape[1] > 1 and table.strides[1] != 1:
+            raise ArgumentError(f"block_table has strides {table.strides}; its last dimension must be contiguous")
+        return
+    if isinstance(lengths, DeviceTensor):
+        return
+    used = np.full(batch, capacity) if lengths is None else lengths
+    counts = np.arange(table.shape[1]) * page_size < used[:, None]
+    wrong = np.argwhere(counts & ((table < 0) | (table >= pages)))
+    if wrong.size:
+        row, column = wrong[0]
+        raise ArgumentError(
+            f"block_table[{row}, {column}] is {table[row, column]}; the pool has pages 0 to {pages - 1}"
+        )
+
+
 def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> dict[str, Any]:
     """Return the operands as the fused kernel takes them: uploaded, and broadcast."""
     ready: dict[str, Any] = {}
@@ -129,7 +165,7 @@ def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> di
             ready[name] = value.on(stream)
             continue
         if isinstance(value, np.ndarray):
-            value = DeviceTensor.from_numpy(value.astype(INT32) if name in _STARTS else value, stream=stream)
+            value = DeviceTensor.from_numpy(value.astype(INT32) if name in _INTEGERS else value, stream=stream)
         ready[name] = value.broadcast_to(plan.scores) if name in _PER_SCORE else value
     return ready
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from hipattn.arguments import boolean, number
 from hipattn.errors import ArgumentError
-from hipattn.kernels import flash_fwd
+from hipattn.kernels import flash_decode, flash_fwd
 from hipattn.runtime.device import Device
 from hipattn.tensor import as_dtype
 
 __all__ = [
     "EVERY_KEY",
     "METHODS",
+    "Cache",
     "Facts",
     "Options",
     "Plan",
@@ -27,6 +28,7 @@ __all__ = [
     "check_window",
     "laid_out",
     "plan",
+    "plan_decode",
     "plan_varlen",
 ]
 
@@ -35,6 +37,9 @@ METHODS = ("auto", "flash", "staged", "reference")
 # Exponents are differences of scores in float32: beyond 1e9 or so what rounding leaves of one overflows.
 _LARGEST_SCALE = 1e6
 _LARGEST_SOFTCAP = 1e30
+
+_MOST_QUERIES = 64  # of a sequence, in decoding
+_LARGEST_PAGE = 256  # rows
 
 Window = tuple[int | None, int | None]
 EVERY_KEY: Window = (None, None)
@@ -59,6 +64,22 @@ class Options(NamedTuple):
     others: tuple[str, ...]  # the names of the other options that are set
 
 
+class Cache(NamedTuple):
+    """How decoding finds a sequence's keys.
+
+    Attributes
+    ----------
+    num_splits : int
+        0 where the kernel chooses.
+    pages, page_size : int
+        Of the pool; 0 where caches are in one piece.
+    """
+
+    num_splits: int
+    pages: int
+    page_size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """A call whose shapes and options fit.
@@ -76,6 +97,8 @@ class Plan:
         (batch, heads_q, seq_q, seq_k).
     formula : dict
         causal, scale, window and softcap; a side of the window that hides nothing is None.
+    cache : Cache or None
+        Of decoding.
     """
 
     method: str
@@ -85,6 +108,7 @@ class Plan:
     lse: tuple[int, ...]
     scores: tuple[int, int, int, int]
     formula: dict[str, Any]
+    cache: Cache | None = None
 
 
 @lru_cache(maxsize=4096, typed=True)  # typed: True is no 1 here
@@ -125,6 +149,53 @@ def plan_varlen(device: Device | None, sequences: int, *given: Any) -> Plan:
     return _plan(device, "shd", out, lse, (sequences, heads_q, total_q, total_k), head_dim, q.dtype, options)
 
 
+@lru_cache(maxsize=4096, typed=True)
+def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: Any) -> Plan:
+    """Check a call of `hipattn.attention_decode`, as `plan` does.
+
+    Parameters
+    ----------
+    device
+        Where it is computed; None for the host.
+    caches
+        The pages of a sequence, None for caches in one piece; and the number of splits, 0 for as many as are best.
+    *given
+        As of `plan`.
+    """
+    q, k, v, options = Facts(*given[:3]), Facts(*given[3:6]), Facts(*given[6:9]), Options(*given[9:])
+    pages, num_splits = caches
+    cache = Cache(num_splits, 0, 0)
+    if options.method == "staged":
+        raise ArgumentError("method is 'staged'; decoding takes 'auto', 'flash' and 'reference'")
+    if pages is not None:
+        for name, facts in (("k", k), ("v", v)):
+            if len(facts.shape) != 4 or len(q.shape) != 4:
+                break  # refused below
+            if not 1 <= facts.shape[1] <= _LARGEST_PAGE:
+                raise ArgumentError(f"{name} has shape {facts.shape}; a page takes 1 to {_LARGEST_PAGE} rows")
+            if facts.shape[:2] != k.shape[:2]:
+                raise ArgumentError(f"{name} has shape {facts.shape}; k has {k.shape[0]} pages of {k.shape[1]} rows")
+        else:
+            cache = Cache(num_splits, *k.shape[:2])
+            size = q.shape[0], pages * cache.page_size
+            k, v = (Facts(x.dtype, (*size, *x.shape[2:]), x.strides) for x in (k, v))
+    batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v)
+    if not 1 <= seq_q <= _MOST_QUERIES:
+        raise ArgumentError(f"q has shape {q.shape}; decoding takes 1 to {_MOST_QUERIES} queries of each sequence")
+    scores = batch, heads_q, seq_q, seq_k
+    rows = seq_q * heads_q // max(1, k.shape[2])
+
+    def supports(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int) -> str | None:
+        return flash_decode.supports(device, dtype, head_dim, value_dim, rows)
+
+    out = batch, seq_q, heads_q, value_dim
+    made = _plan(device, "bshd", out, scores[:3], scores, head_dim, q.dtype, options, supports)
+    return replace(made, cache=cache)
+
+
+Supports = Callable[[Device, np.dtype[Any], int, int], str | None]
+
+
 def _plan(
     device: Device | None,
     layout: str,
@@ -134,6 +205,7 @@ def _plan(
     head_dim: int,
     dtype: np.dtype[Any],
     options: Options,
+    supports: Supports = flash_fwd.supports,
 ) -> Plan:
     causal = boolean("causal", options.causal)
     scale = 1 / math.sqrt(head_dim) if options.scale is None else number("scale", options.scale)
@@ -151,12 +223,19 @@ def _plan(
         left if left is not None and left < seq_k - 1 else None,
         right if right is not None and right < seq_q - 1 else None,
     )
-    method = _method(device, dtype, head_dim, out[-1], options)
+    method = _method(device, dtype, head_dim, out[-1], options, supports)
     formula = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
     return Plan(method, layout, dtype, out, lse, scores, formula)
 
 
-def _method(device: Device | None, dtype: np.dtype[Any], head_dim: int, value_dim: int, options: Options) -> str:
+def _method(
+    device: Device | None,
+    dtype: np.dtype[Any],
+    head_dim: int,
+    value_dim: int,
+    options: Options,
+    supports: Supports,
+) -> str:
     method = options.method
     if method not in METHODS:
         raise ArgumentError(f"method is {method!r}; accepted: {', '.join(map(repr, METHODS))}")
@@ -171,11 +250,11 @@ def _method(device: Device | None, dtype: np.dtype[Any], head_dim: int, value_di
                 f"{beyond[0]} is given; method 'staged' takes causal, scale and return_lse, and 'flash' all options"
             )
         return "staged"
-    refused = flash_fwd.supports(device, dtype, head_dim, value_dim)
+    refused = supports(device, dtype, head_dim, value_dim)
     if refused is None:
         return "flash"
-    if method == "flash":
-        raise ArgumentError(f"method is 'flash': {refused}; 'reference' computes it on the host with NumPy")
+    if method == "flash" or supports is not flash_fwd.supports:
+        raise ArgumentError(f"method is {method!r}: {refused}; 'reference' computes it on the host with NumPy")
     if beyond:
         raise ArgumentError(
             f"{beyond[0]} is given, which method 'flash' serves: {refused}; 'reference' computes it on the host "

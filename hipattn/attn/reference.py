@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from hipattn.errors import ArgumentError
 
-__all__ = ["attention", "attention_varlen", "causal_mask", "softmax_rows", "weighted_sum"]
+__all__ = ["attention", "attention_decode", "attention_varlen", "causal_mask", "softmax_rows", "weighted_sum"]
 
 Array: TypeAlias = NDArray[Any]
 Window: TypeAlias = tuple[int | None, int | None]
@@ -242,6 +242,79 @@ def attention_varlen(
             **options,
         )
         out[rows], lse[:, rows] = part[0], part_lse[0]
+    return (out, lse) if return_lse else out
+
+
+def attention_decode(
+    q: Array,
+    k: Array,
+    v: Array,
+    lengths: ArrayLike | None = None,
+    *,
+    block_table: ArrayLike | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
+    return_lse: bool = False,
+    dtype: DTypeLike = np.float64,
+    **options: Any,
+) -> Any:
+    """Compute attention over caches of which each sequence fills its own length: `attention` of each, on its own.
+
+    Parameters
+    ----------
+    q : ndarray, [batch, seq_q, heads_q, head_dim]
+    k, v : ndarray, [batch, capacity, heads_kv, head_dim or value_dim]
+        With `block_table`, [pages, page_size, heads_kv, head_dim or value_dim].
+    lengths : integer array, [batch]
+        How many keys each sequence has; the capacity by default.
+    block_table : integer array, [batch, pages of a sequence]
+        Key ``j`` of sequence ``b`` is row ``j % page_size`` of page ``block_table[b, j // page_size]``.
+    alibi_slopes : array, [heads_q] or [batch, heads_q]
+    bias, mask : array that broadcasts to [batch, heads_q, seq_q, capacity]
+    score_mod, mask_mod : callable
+        As in `attention`.
+    return_lse : bool
+        Return ``(out, lse)``, the LSE float32, [batch, heads_q, seq_q].
+    **options
+        The other options of `attention`, except layout.
+
+    Returns
+    -------
+    out : ndarray of `dtype`, [batch, seq_q, heads_q, value_dim]
+    """
+    batch, seq_q, heads_q, _ = q.shape
+    table = None if block_table is None else np.asarray(block_table)
+    capacity = k.shape[1] if table is None else table.shape[1] * k.shape[1]
+    used = np.full(batch, capacity) if lengths is None else np.asarray(lengths)
+    full = batch, heads_q, seq_q, capacity
+    slopes = _broadcast("alibi_slopes", alibi_slopes, (batch, heads_q))
+    bias, mask = _broadcast("bias", bias, full), _broadcast("mask", mask, full)
+    out = np.zeros((batch, seq_q, heads_q, v.shape[3]), dtype)
+    lse = np.zeros((batch, heads_q, seq_q), np.float32)
+    for b in range(batch):
+        keys = slice(0, int(used[b]))
+        if table is None:
+            k_b, v_b = (x[b, keys] for x in (k, v))
+        else:
+            pages = table[b, : -(-int(used[b]) // k.shape[1])]
+            k_b, v_b = (x[pages].reshape(-1, *x.shape[2:])[keys] for x in (k, v))
+        part, part_lse = attention(
+            q[None, b],
+            k_b[None],
+            v_b[None],
+            alibi_slopes=None if slopes is None else slopes[b],
+            score_mod=score_mod and _for_sequence(score_mod, b, 1),
+            mask_mod=mask_mod and _for_sequence(mask_mod, b, 0),
+            return_lse=True,
+            dtype=dtype,
+            bias=None if bias is None else bias[b : b + 1, ..., keys],
+            mask=None if mask is None else mask[b : b + 1, ..., keys],
+            **options,
+        )
+        out[b], lse[b] = part[0], part_lse[0]
     return (out, lse) if return_lse else out
 
 

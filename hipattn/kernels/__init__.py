@@ -17,6 +17,8 @@ _NAMES = (
     "confine",
     "convert",
     "embedding",
+    "flash_combine",
+    "flash_decode",
     "flash_fwd",
     "kv_append",
     "norm",

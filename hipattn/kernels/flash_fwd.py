@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
 from hipattn.kernels import block_mask
+from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
 from hipattn.kernels.rows import check_device, vector_width
@@ -25,63 +26,21 @@ from hipattn.tensor import UINT8, DeviceTensor
 __all__ = ["Features", "FlashFwdParams", "defaults", "launch", "specialise"]
 
 _CACHED_BYTES = 16 << 20  # of keys and values that blocks running at once are to share: half a small chip's last cache
-USER_VALUES = 2 * MAX_VALUES  # tensors, floats and integers each, of a call's score_mod and mask_mod
 
 
 class FlashFwdParams(Arguments):
     """What ``flash_fwd`` takes. Strides in elements."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lse", "slopes", "sinks", "bias", "mask")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lse")),
         *((name, ctypes.c_void_p) for name in ("block_mask", "cu_seqlens_q", "cu_seqlens_k")),
-        *((f"{tensor}_{axis}", ctypes.c_int64) for tensor in "qkv" for axis in ("batch", "row", "head")),
-        *((f"out_{axis}", ctypes.c_int64) for axis in ("batch", "row", "head")),
-        *((name, ctypes.c_int64) for name in ("lse_batch", "lse_head", "slopes_batch")),
+        *((f"{tensor}_{axis}", ctypes.c_int64) for tensor in (*"qkv", "out") for axis in ("batch", "row", "head")),
+        *((name, ctypes.c_int64) for name in ("lse_batch", "lse_head")),
         *((name, ctypes.c_int64) for name in ("block_mask_batch", "block_mask_head")),
-        *(
-            (f"{tensor}_{axis}", ctypes.c_int64)
-            for tensor in ("bias", "mask")
-            for axis in ("batch", "head", "row", "column")
-        ),
         *((name, ctypes.c_int32) for name in ("batch", "heads", "heads_per_kv", "seq_q", "seq_k", "q_tiles")),
         ("section", ctypes.c_int32),
-        *((name, ctypes.c_int32) for name in ("left", "right", "negate")),
-        *((name, ctypes.c_float) for name in ("scale", "softcap", "softcap_inverse")),
-        ("user_tensors", ctypes.c_void_p * USER_VALUES),
-        ("user_floats", ctypes.c_float * USER_VALUES),
-        ("user_ints", ctypes.c_int32 * USER_VALUES),
+        *OPTION_FIELDS,
     )
-
-
-@dataclass(frozen=True)
-class Features:
-    """What a call asks of the kernel beyond the product and the softmax: each is compiled in or not.
-
-    Attributes
-    ----------
-    left, right : bool
-        Keys are bounded on the left (window) or right (causal, window) of a query's own position.
-    scaled : bool
-        The scale is applied before all else. Otherwise it is part of the exponent, which a scale of 0 in float32 cannot
-        be: -inf, of a hidden key, times 0 is NaN.
-    bias : str
-        The dtype of the bias; "" without one.
-    score_mod, mask_mod : str
-        Their rendered functions; "" without one.
-    """
-
-    left: bool = False
-    right: bool = False
-    scaled: bool = False
-    softcap: bool = False
-    alibi: bool = False
-    sinks: bool = False
-    bias: str = ""
-    mask: bool = False
-    score_mod: str = ""
-    mask_mod: str = ""
-    lse: bool = False
-    varlen: bool = False
 
 
 def specialise(
@@ -113,30 +72,20 @@ def specialise(
         "LDS_BYTES": tiles.lds_bytes,
         "VECTOR": vector,
         "WIDE": wide,
-        "BOUND_LEFT": features.left,
-        "BOUND_RIGHT": features.right,
-        "SCALED": features.scaled,
-        "SOFTCAP": features.softcap,
-        "ALIBI": features.alibi,
-        "SINKS": features.sinks,
-        "BIAS": bool(features.bias),
-        "MASK": features.mask,
-        "SCORE_MOD": bool(features.score_mod),
-        "MASK_MOD": bool(features.mask_mod),
+        **features.constants,
         "BLOCK_MASK": bool(features.mask_mod) and not features.varlen,
-        "LSE": features.lse,
         "VARLEN": features.varlen,
     }
     types = {"scalar": dtype, "bias_scalar": features.bias or "float32"}
-    prelude = (features.score_mod or _NO_SCORE_MOD) + (features.mask_mod or _NO_MASK_MOD)
     return Specialisation(
-        "flash_fwd", "flash_fwd", FlashFwdParams, constants, types, includes=(tiles.layer,), prelude=prelude
+        "flash_fwd",
+        "flash_fwd",
+        FlashFwdParams,
+        constants,
+        types,
+        includes=("key_rows.h", tiles.layer),
+        prelude=features.prelude("FlashFwdParams"),
     )
-
-
-# `if constexpr` outside a template still looks names up.
-_NO_SCORE_MOD = "__device__ float user_score_mod(float, int, int, int, int, const FlashFwdParams&);\n"
-_NO_MASK_MOD = "__device__ bool user_mask_mod(int, int, int, int, const FlashFwdParams&);\n"
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
@@ -239,39 +188,24 @@ def launch(
         lse.buffer.used_on(stream)
     held: Any = None  # until the launch
     if plan.options:
-        held = _fill(p, others[1:], (score_mod, mask_mod), plan, stream)
+        tensors = dict(zip((*OPTIONS, "cu_seqlens_q", "cu_seqlens_k"), others[1:], strict=True))
+        held = fill(p, tensors, score_mod, mask_mod, stream)
+        if mask_mod is not None and plan.block_mask is not None:
+            held["block_mask"] = _fill_block_mask(p, mask_mod.on(stream), plan.block_mask, stream)
     plan.kernel.launch(stream, plan.config, p)
     del held
 
 
-def _fill(
-    p: FlashFwdParams, tensors: Sequence[Any], mods: Sequence[Any], plan: _Plan, stream: Stream
-) -> dict[str, DeviceTensor]:
-    """Write what few calls have to the arguments, and return the tensors that they point to."""
-    names = ("slopes", "sinks", "bias", "mask", "cu_seqlens_q", "cu_seqlens_k")
-    given = {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
-    if any(mods):
-        score_mod, mask_mod = (mod and mod.on(stream) for mod in mods)
-        for mod, first in ((score_mod, 0), (mask_mod, MAX_VALUES)):
-            if mod is not None:
-                mod.fill(p, first, first)
-                given |= {f"{mod.argument} {n}": tensor for n, tensor in enumerate(mod.tensors)}
-        if mask_mod is not None and plan.block_mask is not None:
-            tiles = given["block_mask"] = _block_mask(mask_mod, plan.block_mask, stream)
-            p.block_mask_batch, p.block_mask_head = (
-                step if size > 1 else 0 for size, step in zip(tiles.shape[:2], tiles.strides[:2], strict=True)
-            )
-    check_device(stream, **given)
-    for name, tensor in given.items():
-        if name in ("bias", "mask"):
-            for axis, stride in zip(("batch", "head", "row", "column"), tensor.strides, strict=True):
-                setattr(p, f"{name}_{axis}", stride)
-        elif name == "slopes" and tensor.ndim == 2:
-            p.slopes_batch = tensor.strides[0]
-        if hasattr(p, name):
-            setattr(p, name, tensor.pointer)
-        tensor.buffer.used_on(stream)
-    return given
+def _fill_block_mask(p: FlashFwdParams, mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> DeviceTensor:
+    """Write what a mask leaves of each tile to the arguments, and return the tensor."""
+    tiles = _block_mask(mask_mod, sizes, stream)
+    check_device(stream, block_mask=tiles)
+    p.block_mask = tiles.pointer
+    p.block_mask_batch, p.block_mask_head = (
+        step if size > 1 else 0 for size, step in zip(tiles.shape[:2], tiles.strides[:2], strict=True)
+    )
+    tiles.buffer.used_on(stream)
+    return tiles
 
 
 def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> DeviceTensor:
@@ -321,17 +255,13 @@ def _facts(x: DeviceTensor) -> tuple[Any, ...]:
 @lru_cache(maxsize=4096)
 def _plan(
     device: Device,
-    formula: tuple[float, bool, tuple[int | None, int | None], float | None],
+    formula: Formula,
     others: tuple[str | None, ...],
     score_mod: str | None,
     mask_mod: str | None,
     sequences: int,
     *facts: Any,
 ) -> _Plan | None:
-    scale, causal, (left, right), softcap = formula
-    lse, slopes, sinks, bias, mask, *_ = others
-    if causal:
-        right = 0
     dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
     dtype = dtypes[0]
     batch, seq_q, heads, head_dim = shapes[0]
@@ -341,24 +271,11 @@ def _plan(
     tiles = choose(device.arch, dtype.name, head_dim, value_dim)
     if tiles is None:
         raise ArgumentError(supports(device, dtype, head_dim, value_dim) or "")
-    features = Features(
-        left=left is not None,
-        right=right is not None,
-        scaled=ctypes.c_float(scale).value == 0,
-        softcap=softcap is not None,
-        alibi=slopes is not None,
-        sinks=sinks is not None,
-        bias=bias or "",
-        mask=mask is not None,
-        score_mod=score_mod or "",
-        mask_mod=mask_mod or "",
-        lse=lse is not None,
-        varlen=sequences > 0,
-    )
+    features = Features.of(formula, others[:5], score_mod, mask_mod, varlen=sequences > 0)
     vector = vector_width(
         *((a, dtype.itemsize, (*s[:3], n[3])) for a, s, n in zip(addresses, strides, shapes, strict=True))
     )
-    wide = _is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
+    wide = is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, features, vector=vector, wide=wide), device)
 
     p = FlashFwdParams()
@@ -368,26 +285,11 @@ def _plan(
     p.batch, p.heads, p.heads_per_kv = sequences or batch, heads, heads // heads_kv
     p.seq_q, p.seq_k = seq_q, seq_k
     blocks = _divide(p, tiles, (head_dim + value_dim) * dtype.itemsize, varlen=sequences > 0)
-    p.scale, p.negate = abs(scale), scale < 0
-    p.left, p.right = left or 0, right or 0
-    if softcap is not None:
-        p.softcap, p.softcap_inverse = softcap, 1 / softcap
+    resolve(p, formula)
     config = LaunchConfig(blocks, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     options = any(others[1:]) or bool(score_mod or mask_mod)
     block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
     return _Plan(kernel, config, p, options, block_sizes if mask_mod and not sequences else None)
-
-
-def _is_wide(device: Device, dtype: np.dtype[Any], tiles: Tiles, k_row: int, v_row: int) -> bool:
-    """Return whether a tile of keys or values spans 2^31 bytes."""
-    wide = max(k_row, v_row) * tiles.block_n * dtype.itemsize >= 2**31
-    # AMD's compiler (ROCm 7.2) aborts on some combinations, and the process with it.
-    if wide and device.arch == "gfx90a":
-        raise ArgumentError(
-            f"k and v have rows {k_row} and {v_row} elements apart; on gfx90a, {tiles.block_n} rows take fewer than "
-            "2^31 bytes"
-        )
-    return wide
 
 
 def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) -> int:

@@ -8,7 +8,7 @@ from itertools import product
 
 from hipattn.compiler.target import ARCHS, NVIDIA_ARCHS, lds_limit, wave_size
 
-__all__ = ["FLAG_BYTES", "Tiles", "choose"]
+__all__ = ["FLAG_BYTES", "Tiles", "choose", "choose_decode"]
 
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
@@ -67,6 +67,30 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
 
 
+@lru_cache
+def choose_decode(arch: str, dtype: str, head_dim: int, value_dim: int, rows: int) -> Tiles | None:
+    """Return how to divide attention of few queries, `rows` with those of all heads that read the same keys.
+
+    A wave takes the fewest rows that there is an instruction for, and a block no more waves than the rows need: what
+    keeps the memory busy are many blocks. None where a block's tiles do not fit the chip.
+    """
+    largest, tiles = max(head_dim, value_dim), None
+    waves = 1 if rows <= 16 else 2 if rows <= 32 else 4
+    if dtype != "float32" and arch in _CDNA:
+        block_n = 64 if largest <= (128 if arch == "gfx950" else 64) else 32
+        tiles = _cdna_tiles(head_dim, value_dim, waves, 16, block_n, 16, 1 if waves < 4 else 2, overlapped=False)
+    elif dtype != "float32" and arch in _RDNA3 + _RDNA4:
+        # More waves share what is on its way to local memory, where one has no registers for it.
+        if largest > 64:
+            waves = 4 if largest > 128 or arch in _RDNA3 else max(waves, 2)
+        tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16)
+    elif dtype != "float32" and arch in NVIDIA_ARCHS:
+        tiles = _nvidia_tiles(head_dim, value_dim, waves, 16, 64 if largest <= 128 else 32)
+    elif dtype == "float32" or arch in _NO_MATRICES:
+        tiles = _fma(arch, head_dim, value_dim, rows)
+    return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
+
+
 def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
     largest = max(head_dim, value_dim)
     waves, rows, block_n, min_waves = 4, 32, 32, 2
@@ -97,9 +121,14 @@ def _cdna_tiles(
 
 
 def _rdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
-    held = 128 if arch in _RDNA3 else 192  # larger heads have their queries in local memory
+    held = 128 if arch in _RDNA3 else 192
     largest = max(head_dim, value_dim)
     waves, block_n = (8, 64) if largest <= 64 else (8, 32) if largest <= held else (4, 16)
+    return _rdna_tiles(arch, head_dim, value_dim, waves, block_n)
+
+
+def _rdna_tiles(arch: str, head_dim: int, value_dim: int, waves: int, block_n: int) -> Tiles:
+    held = 128 if arch in _RDNA3 else 192  # larger heads have their queries in local memory
     k_row, v_columns = _up(head_dim, 16) + _PAD, _up(value_dim, 16)
     lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD) + (waves * 16 * k_row if head_dim > held else 0))
     return Tiles("mma_rdna3.h" if arch in _RDNA3 else "mma_rdna4.h", waves, 16, block_n, lds)
@@ -111,17 +140,24 @@ def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
         waves = 4 if largest <= 128 else 8
         lds = 2 * (2 * 64 * (_up(head_dim, 64) + _up(value_dim, 64)) + waves * 16 * _up(head_dim, 64))
         return Tiles("mma_hopper.h", waves, 16, 64, lds, 4 if largest <= 64 else 2)
-    wave_rows = 32 if largest <= 128 else 16
-    q_row, v_row = _up(head_dim, 16) + _PAD, _up(value_dim, 16) + _PAD
     for block_n in (64, 32, 16):
-        lds = 2 * (block_n * (q_row + v_row) + 4 * wave_rows * q_row)
-        if lds + FLAG_BYTES <= lds_limit(arch):
-            return Tiles("mma_nvidia.h", 4, wave_rows, block_n, lds)
+        tiles = _nvidia_tiles(head_dim, value_dim, 4, 32 if largest <= 128 else 16, block_n)
+        if tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch):
+            return tiles
     return None
 
 
-def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
-    """For ``mma_fma.h``: of what keeps a compute unit busy, the division with the fewest reads of local memory."""
+def _nvidia_tiles(head_dim: int, value_dim: int, waves: int, wave_rows: int, block_n: int) -> Tiles:
+    q_row, v_row = _up(head_dim, 16) + _PAD, _up(value_dim, 16) + _PAD
+    lds = 2 * (block_n * (q_row + v_row) + waves * wave_rows * q_row)
+    return Tiles("mma_nvidia.h", waves, wave_rows, block_n, lds)
+
+
+def _fma(arch: str, head_dim: int, value_dim: int, few_rows: int | None = None) -> Tiles | None:
+    """For ``mma_fma.h``: of what keeps a compute unit busy, the division with the fewest reads of local memory.
+
+    With `few_rows`, of a block that is no larger than they need, up to 64.
+    """
     lanes, limit, nvidia = wave_size(arch), lds_limit(arch), arch in NVIDIA_ARCHS
     enough = 8 if nvidia else 4  # waves of a compute unit
     taken = 1040 if nvidia else 16  # bytes a block beside what it asks for
@@ -139,12 +175,18 @@ def _fma(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
         registers += 0 if nvidia else block_n * max(k_row, v_row) // (waves * lanes)
         if block_n % strip or lds + FLAG_BYTES > limit or registers > most_registers:
             continue
+        if few_rows is not None and (waves > 1 or rows > 1) and block_m > min(64, _power_of_two(few_rows)):
+            continue
         resident = min((limit + taken) // (lds + taken) * waves, enough)
         reads = head_dim * (1 / rows + 1 / keys) + value_dim * (1 / rows + 1 / columns)
         quality = resident, -reads
         if best is None or quality > found:
             best, found = Tiles("mma_fma.h", waves, rows * lanes // 8, block_n, lds), quality
     return best
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()
 
 
 def _up(size: int, multiple: int) -> int:

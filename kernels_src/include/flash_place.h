@@ -1,22 +1,23 @@
-// Which rows of which head a block takes, and where they are in memory.
+// Which rows of which head a block of flash_fwd takes, and where they are in memory. A row is a query of one head.
 #pragma once
 
-#include "hints.h"
-#include "types.h"
-
-constexpr int BLOCK_M = WAVES * WAVE_ROWS;
-constexpr int THREADS = WAVES * WAVE_SIZE;
+#include "flash_block.h"
 
 struct Place {
     int b, h;
     int first_row;  // of the block, counted from the sequence's start
     int seq_q, seq_k;
-    const scalar *q, *k, *v;  // row 0 of the sequence; q: the block's first row
+    EvenRows q;     // of the block
+    KeyRows k, v;   // of the sequence
     scalar* out;
     float* lse;
     const bias_scalar* bias;
     const unsigned char* mask;
     const unsigned char* tiles;  // of block_mask.hip: what of each tile is visible
+
+    __device__ int query(int row) const { return row; }
+    __device__ static int head(int) { return 0; }
+    __device__ static bool has_sink() { return true; }
 };
 
 // Which tile of queries, and of which head of which batch entry: `rest` counts both.
@@ -69,9 +70,10 @@ __device__ inline bool find_place(const FlashFwdParams& p, Place& place) {
     if (place.first_row >= place.seq_q) return false;
 
     const i64 b = VARLEN ? 0 : place.b, h = place.h, h_kv = h / p.heads_per_kv;
-    place.q = static_cast<const scalar*>(p.q) + b * p.q_batch + h * p.q_head + (q_start + place.first_row) * p.q_row;
-    place.k = static_cast<const scalar*>(p.k) + b * p.k_batch + h_kv * p.k_head + k_start * p.k_row;
-    place.v = static_cast<const scalar*>(p.v) + b * p.v_batch + h_kv * p.v_head + k_start * p.v_row;
+    const i64 first_query = q_start + place.first_row;
+    place.q = {static_cast<const scalar*>(p.q) + b * p.q_batch + h * p.q_head + first_query * p.q_row, p.q_row};
+    place.k = {static_cast<const scalar*>(p.k) + b * p.k_batch + h_kv * p.k_head + k_start * p.k_row, p.k_row};
+    place.v = {static_cast<const scalar*>(p.v) + b * p.v_batch + h_kv * p.v_head + k_start * p.v_row, p.v_row};
     place.out = static_cast<scalar*>(p.out) + b * p.out_batch + h * p.out_head + q_start * p.out_row;
     if constexpr (LSE) place.lse = static_cast<float*>(p.lse) + b * p.lse_batch + h * p.lse_head + q_start;
     if constexpr (BIAS) place.bias = static_cast<const bias_scalar*>(p.bias) + b * p.bias_batch + h * p.bias_head;
@@ -82,19 +84,4 @@ __device__ inline bool find_place(const FlashFwdParams& p, Place& place) {
                       h * p.block_mask_head + tile * k_tiles;
     }
     return true;
-}
-
-__device__ inline int wave_index() { return threadIdx.x / WAVE_SIZE; }
-__device__ inline int lane_index() { return threadIdx.x % WAVE_SIZE; }
-
-// All threads of the block see what any of them wrote to LDS. What is on its way from memory stays on it, which
-// __syncthreads would wait for on some chips.
-__device__ inline void lds_barrier() {
-#if defined(__AMDGCN__)
-    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup", "local");
-    __builtin_amdgcn_s_barrier();
-    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup", "local");
-#else
-    __syncthreads();
-#endif
 }

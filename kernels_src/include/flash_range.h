@@ -1,26 +1,32 @@
-// Which tiles of keys a block visits: those that a row of it sees.
+// Which tiles of keys a block visits: those that a row of it sees. Params and Place are the kernel's.
 #pragma once
-
-#include "flash_place.h"
 
 struct Range {
     int end;  // past the last tile
 
-    __device__ Range(const FlashFwdParams& p, const Place& place) : tiles(place.tiles), seq_k(place.seq_k) {
-        const int last_row = min(place.first_row + BLOCK_M, place.seq_q) - 1;
+    __device__ Range(const Params& p, const Place& place) : tiles(place.tiles), seq_k(place.seq_k) {
+        const int first = place.query(place.first_row);
+        const int last = min(place.query(place.first_row + BLOCK_M - 1), place.seq_q - 1);
         const int offset = place.seq_k - place.seq_q;  // the position of query i is i + offset
         int keys = place.seq_k, from = 0;
         all_up_to = place.seq_k - 1;
         if constexpr (BOUND_RIGHT) {
-            keys = max(0, min(keys, last_row + offset + p.right + 1));
-            all_up_to = min(all_up_to, place.first_row + offset + p.right);
+            keys = max(0, min(keys, last + offset + p.right + 1));
+            all_up_to = min(all_up_to, first + offset + p.right);
         }
         if constexpr (BOUND_LEFT) {
-            from = max(0, place.first_row + offset - p.left);
-            all_from = last_row + offset - p.left;
+            from = max(0, first + offset - p.left);
+            all_from = last + offset - p.left;
         }
         start = from / BLOCK_N;
         end = from < keys ? (keys + BLOCK_N - 1) / BLOCK_N : 0;
+    }
+
+    // Leaves part `part` of `parts` of the tiles: as many of them as of any other, or one fewer.
+    __device__ void narrow(int part, int parts) {
+        const i64 tiles = max(0, end - start);
+        end = start + static_cast<int>(tiles * (part + 1) / parts);
+        start += static_cast<int>(tiles * part / parts);
     }
 
     __device__ int first() const { return skip(start); }

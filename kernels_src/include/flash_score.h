@@ -1,8 +1,7 @@
 // What a score becomes before the softmax, and which keys a row sees. Options that a call does not use are constants
-// of false, and cost nothing. The formula is that of hipattn/attn/reference.py.
+// of false, and cost nothing. The formula is that of hipattn/attn/reference.py. Params and Place are the kernel's.
 #pragma once
 
-#include "flash_place.h"
 #include "hints.h"
 
 constexpr float LOG2_E = 1.44269504088896340736f;
@@ -19,25 +18,32 @@ __device__ inline float tanh_fast(float x) {
 }
 
 struct Score {
-    const FlashFwdParams& p;
+    const Params& p;
     const Place& place;
     int first_row;  // of this wave
     float unit;     // a score times this is an exponent of 2
-    float slope;
+    float slope[Scores::ROWS];
 
     // Keys may be hidden anywhere, not only where the range ends.
     static constexpr bool MAY_HIDE = BIAS || MASK || SCORE_MOD;
 
-    __device__ Score(const FlashFwdParams& params, const Place& where) : p(params), place(where) {
+    __device__ Score(const Params& params, const Place& where) : p(params), place(where) {
         first_row = where.first_row + wave_index() * WAVE_ROWS;
         unit = TRANSFORMED ? LOG2_E : p.scale * LOG2_E;
-        if constexpr (ALIBI) slope = static_cast<const float*>(p.slopes)[where.b * p.slopes_batch + where.h];
+        if constexpr (ALIBI) {
+            const float* slopes = static_cast<const float*>(p.slopes) + where.b * p.slopes_batch + where.h;
+#pragma unroll
+            for (int r = 0; r < Scores::ROWS; ++r) slope[r] = slopes[where.head(first_row + Scores::row(r))];
+        }
     }
 
-    // The sink's exponent; -inf without one.
-    __device__ float sink() const {
-        if constexpr (SINKS) return static_cast<const float*>(p.sinks)[place.h] * LOG2_E;
-        else return -INF;
+    // The exponent of a row's sink; -inf without one.
+    __device__ float sink(int r) const {
+        if constexpr (SINKS) {
+            const int h = place.h + place.head(first_row + Scores::row(r));
+            if (place.has_sink()) return static_cast<const float*>(p.sinks)[h] * LOG2_E;
+        }
+        return -INF;
     }
 
     __device__ void transform(Scores& scores, int first_key) const {
@@ -46,8 +52,8 @@ struct Score {
             for (int r = 0; r < Scores::ROWS; ++r)
 #pragma unroll
                 for (int n = 0; n < Scores::KEYS; ++n) {
-                    const int i = first_row + Scores::row(r), j = first_key + Scores::key(n);
-                    scores.set(r, n, transformed(scores.get(r, n) * p.scale, i, j));
+                    const int j = first_key + Scores::key(n);
+                    scores.set(r, n, transformed(scores.get(r, n) * p.scale, r, j));
                 }
         }
     }
@@ -55,7 +61,7 @@ struct Score {
     __device__ void hide(Scores& scores, int first_key) const {
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
-            const int i = first_row + Scores::row(r), at = i + place.seq_k - place.seq_q;
+            const int row = first_row + Scores::row(r), i = place.query(row), at = i + place.seq_k - place.seq_q;
             int last = place.seq_k - 1, first = 0;
             if constexpr (BOUND_RIGHT) last = min(last, at + p.right);
             if constexpr (BOUND_LEFT) first = at - p.left;
@@ -67,7 +73,7 @@ struct Score {
                 const int j = Scores::key(n) - Scores::key(0);
                 bool seen = j <= last;
                 if constexpr (BOUND_LEFT) seen &= j >= first;
-                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(i, from + j);
+                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(place.head(row), i, from + j);
                 // No branch: AMD's compiler (ROCm 7.2) loses a branch's write to one element of a vector of scores where
                 // `seen` itself comes of branches, as of an expression with || and a load.
                 scores.set(r, n, seen ? scores.get(r, n) : -INF);
@@ -77,21 +83,22 @@ struct Score {
     }
 
 private:
-    __device__ float transformed(float score, int i, int j) const {
+    __device__ float transformed(float score, int r, int j) const {
+        const int row = first_row + Scores::row(r), i = place.query(row), h = place.head(row);
         if constexpr (SOFTCAP) score = p.softcap * tanh_fast(score * p.softcap_inverse);
-        if constexpr (ALIBI) score -= slope * static_cast<float>(abs(i + place.seq_k - place.seq_q - j));
+        if constexpr (ALIBI) score -= slope[r] * static_cast<float>(abs(i + place.seq_k - place.seq_q - j));
         if constexpr (BIAS || SCORE_MOD) {
             if (i >= place.seq_q || j >= place.seq_k) return score;  // nothing to read there
-            if constexpr (BIAS) score += static_cast<float>(place.bias[i * p.bias_row + j * p.bias_column]);
-            if constexpr (SCORE_MOD) score = user_score_mod(score, place.b, place.h, i, j, p);
+            if constexpr (BIAS) score += static_cast<float>(place.bias[h * p.bias_head + i * p.bias_row + j * p.bias_column]);
+            if constexpr (SCORE_MOD) score = user_score_mod(score, place.b, place.h + h, i, j, p);
         }
         return score;
     }
 
-    __device__ bool admitted(int i, int j) const {
+    __device__ bool admitted(int h, int i, int j) const {
         if constexpr (MASK)
-            if (!place.mask[i * p.mask_row + j * p.mask_column]) return false;
-        if constexpr (MASK_MOD) return user_mask_mod(place.b, place.h, i, j, p);
+            if (!place.mask[h * p.mask_head + i * p.mask_row + j * p.mask_column]) return false;
+        if constexpr (MASK_MOD) return user_mask_mod(place.b, place.h + h, i, j, p);
         return true;
     }
 };

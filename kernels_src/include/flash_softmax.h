@@ -81,9 +81,9 @@ __device__ inline bool any_nonfinite(const Output& out, const State& state) {
 // Adds what a matrix product cannot add right: a NaN or infinity of v, to the rows that see its key and to no others.
 // (A hidden key has weight 0, but 0 * NaN is NaN.) In the tile itself these values were replaced by 0.
 __device__ inline void add_nonfinite(Output& out, const Scores& scores, const State& state, float unit,
-                                     const scalar* v, i64 stride, int keys) {
-    v = common_address(v);
+                                     const KeyRows& v, int first, int keys) {
     for (int key = 0; key < keys; ++key) {
+        const scalar* row = v.common_at(first + key);
         float weight[Scores::ROWS];
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
@@ -101,7 +101,7 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
 #pragma unroll
         for (int c = 0; c < Output::COLUMNS; ++c) {
             const int column = Output::column(c);
-            const float value = column < VALUE_DIM ? static_cast<float>(v[key * stride + column]) : 0.0f;
+            const float value = column < VALUE_DIM ? static_cast<float>(row[column]) : 0.0f;
 #pragma unroll
             for (int r = 0; r < Scores::ROWS; ++r) {
                 const bool added = !is_finite(value) && !(weight[r] < 0.0f);
@@ -113,7 +113,7 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
 }
 
 struct Block {
-    const FlashFwdParams& p;
+    const Params& p;
     const Place& place;
     const Range range;
     const Score score;
@@ -122,6 +122,7 @@ struct Block {
     VTile v;
     int& nonfinite_tile;  // in LDS: the last tile in which v had a NaN or infinity that not all rows see
     bool careful;         // whether v is looked through for them
+    bool idle;            // none of the wave's rows exists: it only brings keys
 };
 
 // Hides what a row does not see of a tile, and lets the maximum follow the rest.
@@ -138,8 +139,7 @@ __device__ inline void mend(Block& block, int tile, const Scores& scores, Output
     __syncthreads();
     if (block.nonfinite_tile == tile) {
         settle(out);
-        add_nonfinite(out, scores, state, block.score.unit,
-                      block.place.v + static_cast<i64>(tile) * BLOCK_N * block.p.v_row, block.p.v_row,
+        add_nonfinite(out, scores, state, block.score.unit, block.place.v, tile * BLOCK_N,
                       min(BLOCK_N, block.place.seq_k - tile * BLOCK_N));
     }
 }

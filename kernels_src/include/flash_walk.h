@@ -21,7 +21,8 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
         v.store(tile * BLOCK_N);
         if (next < range.end) k.fetch(next * BLOCK_N);
         Scores scores;
-        multiply_qk(scores, block.queries, k);
+        if (block.idle) scores.clear();
+        else multiply_qk(scores, block.queries, k);
         v.arrive();
         lds_barrier();
         if (next < range.end) {
@@ -29,7 +30,7 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
             v.fetch(next * BLOCK_N);
         }
         soften(block, tile, scores, out, state);
-        multiply_pv(out, scores, v);
+        if (!block.idle) multiply_pv(out, scores, v);
         tile = next;
     }
 }

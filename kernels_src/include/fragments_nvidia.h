@@ -3,7 +3,7 @@
 // side, in 16 bits, are the left operand of the next product: the weights never leave their lane.
 #pragma once
 
-#include "flash_place.h"
+#include "flash_block.h"
 
 constexpr int QK_COLUMNS = (HEAD_DIM + 15) / 16 * 16, V_COLUMNS = (VALUE_DIM + 15) / 16 * 16;
 static_assert(WAVE_SIZE == 32 && WAVE_ROWS % 16 == 0 && BLOCK_N % 16 == 0);

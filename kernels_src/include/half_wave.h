@@ -1,7 +1,7 @@
 // A query that two lanes share, L % 16 and L % 16 + 16 of a wave of 32: what they say to each other.
 #pragma once
 
-#include "flash_place.h"
+#include "flash_block.h"
 
 static_assert(WAVE_SIZE == 32);
 

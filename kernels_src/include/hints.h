@@ -22,6 +22,15 @@ __device__ inline const T* common_address(const T* at) {
     return (const T*)global;
 }
 
+// A number from memory that is the same for all threads.
+__device__ inline int common_value(int x) {
+#if defined(__AMDGCN__) && !defined(SIM_ARCH)
+    return __builtin_amdgcn_readfirstlane(x);
+#else
+    return x;
+#endif
+}
+
 // What a thread adds to a common address. Widened outside the loop over tiles, it is not known to be of 32 bits.
 template <class Offset>
 __device__ inline Offset own_offset(Offset bytes, [[maybe_unused]] int tile) {

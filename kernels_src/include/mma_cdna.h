@@ -113,14 +113,15 @@ struct Queries {
     static constexpr int BYTES = 0, STEPS = QK_COLUMNS / STEP;
     Eight at[Scores::ROWS][STEPS];
 
-    // `rows`: the block's first query; `count` of them exist.
-    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char*) {
+    // `rows` of the block; `count` of them exist.
+    template <class Rows>
+    __device__ void load(const Rows& rows, int count, bool negate, char*) {
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
             const int row = wave_index() * WAVE_ROWS + Scores::row(r);
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
-                at[r][s] = row < count ? load_eight<HEAD_DIM>(rows + row * stride, s * STEP + 8 * lane_group()) : Eight(0);
+                at[r][s] = row < count ? load_eight<HEAD_DIM>(rows.at(row), s * STEP + 8 * lane_group()) : Eight(0);
                 if (negate) at[r][s] = -at[r][s];
             }
         }

@@ -102,15 +102,16 @@ struct Queries {
     static constexpr int BYTES = BLOCK_M * QK_ROW * sizeof(float);
     const float* rows;  // of this wave
 
-    // `from`: the block's first query; `count` of them exist. Read after the block's next barrier.
-    __device__ void load(const scalar* from, i64 stride, int count, bool negate, char* memory) {
+    // `from` of the block; `count` of them exist. Read after the block's next barrier.
+    template <class Rows>
+    __device__ void load(const Rows& from, int count, bool negate, char* memory) {
         using Mine = Pieces<BLOCK_M, QK_COLUMNS>;
         float* lds = reinterpret_cast<float*>(memory);
         rows = lds + wave_index() * WAVE_ROWS * QK_ROW;
         for (int i = 0; i < Mine::EACH; ++i) {
             if (!Mine::mine(i)) continue;
             const int row = Mine::first_row() + Mine::down(i), column = Mine::first_column() + Mine::across(i);
-            store_piece(load_piece(from + row * stride + column, HEAD_DIM - column, row < count),
+            store_piece(load_piece(from.at(row) + column, HEAD_DIM - column, row < count),
                         lds + row * QK_ROW + column, negate ? -1.0f : 1.0f);
         }
     }
@@ -123,8 +124,8 @@ struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
 
     float* weights;  // of this wave: [WAVE_ROWS][STRIP_ROW]
 
-    __device__ VTile(const scalar* base, i64 stride, int rows, char* memory)
-        : Base(base, stride, rows, memory),
+    __device__ VTile(const KeyRows& from, int rows, char* memory)
+        : Base(from, rows, memory),
           weights(reinterpret_cast<float*>(memory + Base::BYTES) + wave_index() * WAVE_ROWS * STRIP_ROW) {}
 };
 

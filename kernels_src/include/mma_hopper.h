@@ -13,7 +13,7 @@ constexpr int CHUNK = 64;  // columns of a row of 128 bytes
 
 template <int ROWS, int WIDTH>
 struct SwizzledRows {
-    static constexpr int COLUMNS = WIDTH, ELEMENTS = (WIDTH + CHUNK - 1) / CHUNK * ROWS * CHUNK;
+    static constexpr int COLUMNS = WIDTH, ELEMENTS = (WIDTH + CHUNK - 1) / CHUNK * ROWS * CHUNK, PERIOD = 8;
     __device__ static int offset(int row, int column) {
         const int piece = column % CHUNK / 8;
         return (column / CHUNK * ROWS + row) * CHUNK + (piece ^ row % 8) * 8 + column % 8;
@@ -31,10 +31,11 @@ struct Queries {
     static constexpr int BYTES = Layout::ELEMENTS * sizeof(scalar);
     unsigned address;  // of the first of the 64 rows
 
-    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
+    template <class Rows>
+    __device__ void load(const Rows& rows, int count, bool negate, char* memory) {
         scalar* lds = reinterpret_cast<scalar*>(memory);
         const int first = wave_index() * WAVE_ROWS;
-        Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(rows, stride, count, lane_index())(lds, first, first);
+        Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE, Rows>(rows, count, lane_index())(lds, first, first);
         if (negate) {
             wait_for_copies();
             __syncwarp();

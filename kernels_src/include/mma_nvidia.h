@@ -9,7 +9,7 @@
 
 template <int ROWS, int WIDTH>
 struct PaddedRows {
-    static constexpr int COLUMNS = WIDTH, ROW = WIDTH + 8, ELEMENTS = ROWS * ROW;
+    static constexpr int COLUMNS = WIDTH, ROW = WIDTH + 8, ELEMENTS = ROWS * ROW, PERIOD = 1;
     __device__ static int offset(int row, int column) { return row * ROW + column; }
     __device__ static void publish() {}
 };
@@ -25,10 +25,11 @@ struct Queries {
     unsigned held[HELD ? TILES : 1][HELD ? STEPS : 1][4];
     unsigned address;
 
-    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
+    template <class Rows>
+    __device__ void load(const Rows& rows, int count, bool negate, char* memory) {
         scalar* lds = reinterpret_cast<scalar*>(memory);
         const int first = wave_index() * WAVE_ROWS;
-        Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE>(rows, stride, count, lane_index())(lds, first, first);
+        Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE, Rows>(rows, count, lane_index())(lds, first, first);
         wait_for_copies();
         __syncwarp();
         if (negate) {

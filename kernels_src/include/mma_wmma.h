@@ -25,13 +25,14 @@ struct Queries {
     static constexpr bool IN_LDS = HEAD_DIM > LARGEST_HELD;
     static constexpr int BYTES = IN_LDS ? BLOCK_M * ROW * sizeof(scalar) : 0;
 
-    // `rows`: the block's first query; `count` of them exist.
-    __device__ void load(const scalar* rows, i64 stride, int count, bool negate, char* memory) {
+    // `rows` of the block; `count` of them exist.
+    template <class Rows>
+    __device__ void load(const Rows& rows, int count, bool negate, char* memory) {
         lds = reinterpret_cast<scalar*>(memory);
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
             const int row = wave_index() * WAVE_ROWS + Scores::row(r);
-            const scalar* from = rows + row * stride;
+            const scalar* from = rows.at(row);
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
                 const auto eight = [&](int k) {

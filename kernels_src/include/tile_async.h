@@ -1,9 +1,9 @@
 // Moves keys from memory to shared memory by cp.async (compute capability 8.0 on): `store` starts the copies, `arrive`
 // waits for this thread's. Rows past the last key, and columns past the head's, become zeros. A Layout says where a
-// row's 16 bytes lie.
+// row's 16 bytes lie; rows PERIOD apart have them at the same place.
 #pragma once
 
-#include "flash_place.h"
+#include "flash_block.h"
 
 using Eight = Vec<scalar, 8>;
 
@@ -30,26 +30,20 @@ __device__ inline void copy_parts(scalar* to, const scalar* row, int column, boo
     *reinterpret_cast<Eight*>(to) = x;
 }
 
-// Copies ROWS rows of [rows, DIM] at a time, a part each of COUNT threads.
-template <int DIM, class Layout, int ROWS, int COUNT>
+// Copies ROWS rows of `count` of DIM elements at a time, a part each of COUNT threads.
+template <int DIM, class Layout, int ROWS, int COUNT, class Rows>
 struct Copy {
-    __device__ Copy(const scalar* from, i64 row_stride, int count, int which)
-        : place(from + which / PIECES * row_stride + which % PIECES * 8),
-          stride(row_stride),
-          rows(count),
-          thread(which) {}
+    __device__ Copy(const Rows& source, int count, int which) : from(source), rows(count), thread(which) {}
 
     // Rows first .. first + ROWS - 1, to row `lds_row` on of `lds`.
     __device__ void operator()(scalar* lds, int lds_row, int first) const {
-        if constexpr (VECTOR == 8 && DIM == Layout::COLUMNS && COUNT % PIECES == 0 && STEP % 8 == 0 &&
-                      ROWS % STEP == 0) {
+        if constexpr (VECTOR == 8 && DIM == Layout::COLUMNS && COUNT % PIECES == 0 &&
+                      STEP % Layout::PERIOD == 0 && ROWS % STEP == 0) {
             if (first + ROWS <= rows) {
                 copy_whole(lds, lds_row, first);
                 return;
             }
         }
-        const scalar* base = place - thread / PIECES * stride - thread % PIECES * 8;
-        const scalar* tile = base + first * stride;
         // No unrolling: this is for the last tile, and for shapes that no thread's column fits.
 #pragma unroll 1
         for (int piece = thread; piece < ROWS * PIECES; piece += COUNT) {
@@ -58,27 +52,32 @@ struct Copy {
             const bool exists = first + row < rows;
             if constexpr (VECTOR == 8) {
                 const bool copied = exists && column < DIM;
-                copy_async(shared_address(to), copied ? tile + row * stride + column : base, copied);
+                copy_async(shared_address(to), copied ? from.at(first + row) + column : from.base, copied);
             } else {
-                copy_parts<DIM>(to, tile + row * stride, column, exists);
+                copy_parts<DIM>(to, from.at(exists ? first + row : 0), column, exists);
             }
         }
     }
 
 private:
     static constexpr int PIECES = Layout::COLUMNS / 8, STEP = COUNT / PIECES;
-    const scalar* place;  // this thread's in row 0
-    i64 stride;
+    Rows from;
     int rows, thread;
 
     // All rows exist, and the threads make up whole rows, STEP of them: a thread stays in its column.
     __device__ void copy_whole(scalar* lds, int lds_row, int first) const {
-        const unsigned to = shared_address(lds + Layout::offset(lds_row + thread / PIECES, thread % PIECES * 8));
-        const scalar* from = place + first * stride;
+        const int row = thread / PIECES, column = thread % PIECES * 8;
+        const unsigned to = shared_address(lds + Layout::offset(lds_row + row, column));
+        constexpr int STEPS = ROWS / STEP, RUN = Rows::even_run(ROWS);
+        constexpr int EACH = RUN % STEP == 0 ? RUN / STEP : 1;  // at even distances
+        constexpr int UNROLLED = EACH > 1 ? STEPS / EACH : 4;
+#pragma unroll UNROLLED
+        for (int i = 0; i < STEPS; i += EACH) {
+            const int next = first + i * STEP;
+            const scalar* at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
 #pragma unroll
-        for (int i = 0; i < ROWS / STEP; ++i) {
-            copy_async(to + Layout::offset(i * STEP, 0) * static_cast<int>(sizeof(scalar)), from);
-            from += STEP * stride;
+            for (int j = i; j < i + EACH; ++j, at += STEP * from.stride)
+                copy_async(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(scalar)), at);
         }
     }
 };
@@ -96,8 +95,8 @@ template <int DIM, class Layout, int STAGES = 1>
 struct AsyncTile {
     static constexpr int BYTES = STAGES * Layout::ELEMENTS * sizeof(scalar);
 
-    __device__ AsyncTile(const scalar* from, i64 row_stride, int count, char* memory)
-        : lds(reinterpret_cast<scalar*>(memory)), copy(from, row_stride, count, threadIdx.x) {}
+    __device__ AsyncTile(const KeyRows& from, int count, char* memory)
+        : lds(reinterpret_cast<scalar*>(memory)), copy(from, count, threadIdx.x) {}
 
     __device__ void fetch(int) const {}
     __device__ void store(int first) const {
@@ -136,7 +135,7 @@ struct AsyncTile {
 
 private:
     scalar* lds;
-    Copy<DIM, Layout, BLOCK_N, THREADS> copy;
+    Copy<DIM, Layout, BLOCK_N, THREADS, KeyRows> copy;
     int stage = STAGES - 1;  // so that what is stored first comes to lie in front
 
     __device__ scalar* coming() const { return lds + (STAGES - 1 - stage) * Layout::ELEMENTS; }

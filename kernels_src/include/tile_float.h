@@ -5,7 +5,7 @@
 // registers: there `store` starts the copies, and `arrive` waits for this thread's.
 #pragma once
 
-#include "flash_place.h"
+#include "flash_block.h"
 
 using Four = Vec<float, 4>;
 using Quad = Vec<scalar, 4>;
@@ -88,10 +88,9 @@ struct FloatTile {
 
     float* lds;
 
-    __device__ FloatTile(const scalar* tensor, i64 row_stride, int count, char* memory)
+    __device__ FloatTile(const KeyRows& from, int count, char* memory)
         : lds(reinterpret_cast<float*>(memory)),
-          base(tensor),
-          stride(row_stride),
+          source(from),
           rows(count) {}
 
     __device__ void fetch(int first) {
@@ -135,13 +134,14 @@ struct FloatTile {
 
 private:
     using Mine = Pieces<BLOCK_N, COLUMNS>;
-    const scalar* base;
-    i64 stride;
+    KeyRows source;
     int rows;
     Piece held[Mine::EACH];
 
     __device__ const scalar* row(int first, int i) const {
-        return base + (first + Mine::first_row() + Mine::down(i)) * stride + Mine::first_column() + Mine::across(i);
+        int row = first + Mine::first_row() + Mine::down(i);
+        if constexpr (!KeyRows::EVEN) row = min(row, rows - 1);
+        return source.at(row) + Mine::first_column() + Mine::across(i);
     }
     __device__ bool exists(int first, int i) const { return first + Mine::first_row() + Mine::down(i) < rows; }
     // How many there are from the piece's first on.

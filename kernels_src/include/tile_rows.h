@@ -4,7 +4,7 @@
 // In LDS a row is followed by 16 bytes of nothing: so the rows that a wave reads at once lie in different banks.
 #pragma once
 
-#include "flash_place.h"
+#include "flash_block.h"
 
 using Eight = scalar __attribute__((ext_vector_type(8)));
 
@@ -51,12 +51,11 @@ __device__ inline Eight load_eight(const scalar* row, int column) {
 // past it: what comes of these is hidden.
 template <int DIM, int COLUMNS>
 struct Source {
-    const scalar* base;
-    i64 stride;
+    KeyRows from;
     int rows;
 
 #if defined(__GFX9__)
-    static constexpr bool CHECKED = !WIDE;  // offsets have 32 bits
+    static constexpr bool CHECKED = KeyRows::EVEN && !WIDE;  // offsets have 32 bits
 #else
     static constexpr bool CHECKED = false;
 #endif
@@ -71,14 +70,18 @@ struct Source {
         }
     }
 
-    // Of row first + step + row, where only `row` is a thread's own; ENDS: it may be past the last.
-    template <int N, bool ENDS>
+    // Of row first + step + row, where only `row` is a thread's own, one of OWN (1: of any number); ENDS: it may be past the
+    // last.
+    template <int N, bool ENDS, int OWN>
     __device__ Part<N> load(int first, int step, int row, int column) const {
 #if defined(__GFX9__)
         if constexpr (CHECKED) return load_checked<N>(first, step + row, column);
 #endif
         if constexpr (ENDS) row = min(step + row, rows - 1 - first), step = 0;
-        const char* tile = reinterpret_cast<const char*>(common_address(base + (first + step) * stride));
+        if constexpr (!KeyRows::EVEN && (ENDS || OWN == 1 || KeyRows::even_run(OWN) != OWN))
+            return load_part<DIM, N>(from.at(first + step + row) + column, DIM == COLUMNS ? 0 : column);
+        const i64 stride = from.stride;
+        const char* tile = reinterpret_cast<const char*>(from.common_at(first + step));
         const Offset offset = static_cast<Offset>(row) * static_cast<Offset>(stride) + static_cast<Offset>(column);
         const Offset bytes = own_offset(offset * static_cast<Offset>(sizeof(scalar)), first);
         return load_part<DIM, N>(reinterpret_cast<const scalar*>(tile + bytes), DIM == COLUMNS ? 0 : column);
@@ -90,10 +93,10 @@ private:
     __device__ Part<N> load_checked(int first, int row, int column) const {
         constexpr int MOVED = VECTOR < N ? VECTOR : N, FORMAT = 0x00020000;
         constexpr unsigned OUTSIDE = 0x80000000;
-        const unsigned pitch = static_cast<unsigned>(stride) * sizeof(scalar);
+        const unsigned pitch = static_cast<unsigned>(from.stride) * sizeof(scalar);
         const unsigned bytes = (min(rows - first, BLOCK_N) - 1) * pitch + DIM * sizeof(scalar);
         const auto tile =
-            __builtin_amdgcn_make_buffer_rsrc(const_cast<scalar*>(base + first * stride), 0, bytes, FORMAT);
+            __builtin_amdgcn_make_buffer_rsrc(const_cast<scalar*>(from.at(first)), 0, bytes, FORMAT);
         const unsigned offset = column < DIM ? row * pitch + column * sizeof(scalar) : OUTSIDE;
         Part<N> x;
 #pragma unroll
@@ -146,8 +149,8 @@ struct RowTile {
     static constexpr int ROW = COLUMNS + PAD;
     static constexpr int BYTES = BLOCK_N * ROW * sizeof(scalar);
 
-    __device__ RowTile(const scalar* base, i64 stride, int rows, char* memory)
-        : source{base, stride, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
+    __device__ RowTile(const KeyRows& from, int rows, char* memory)
+        : source{from, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int first) {
         source.by_end(first, [&] { fetch_rows<true>(first); }, [&] { fetch_rows<false>(first); });
@@ -171,12 +174,13 @@ private:
 
     // Where a thread's pieces lie in one column, that is known without division.
     static constexpr bool ALIGNED = THREADS % PIECES == 0;
+    static constexpr int OWN = ALIGNED ? THREADS / PIECES : 1;
 
     template <bool ENDS>
     __device__ void fetch_rows(int first) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
-            if (mine(i)) held[i] = source.template load<8, ENDS>(first, step(i), row(i) - step(i), column(i));
+            if (mine(i)) held[i] = source.template load<8, ENDS, OWN>(first, step(i), row(i) - step(i), column(i));
     }
     __device__ static bool mine(int i) { return ALL % THREADS == 0 || i * THREADS + threadIdx.x < ALL; }
     __device__ static int step(int i) { return ALIGNED ? i * (THREADS / PIECES) : 0; }
@@ -195,8 +199,8 @@ struct ColumnTile {
     static constexpr int BYTES = COLUMNS * ROW * sizeof(scalar);
     static_assert(BLOCK_N % (8 * GROUPS) == 0, "keys come in whole groups");
 
-    __device__ ColumnTile(const scalar* base, i64 stride, int rows, char* memory)
-        : source{base, stride, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
+    __device__ ColumnTile(const KeyRows& from, int rows, char* memory)
+        : source{from, rows}, lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int first) {
         source.by_end(first, [&] { fetch_rows<true>(first); }, [&] { fetch_rows<false>(first); });
@@ -234,7 +238,7 @@ private:
             if (mine(i))
 #pragma unroll
                 for (int key = 0; key < 4; ++key)
-                    held[i][key] = source.template load<WIDTH, ENDS>(first, key, quad(i) * 4, column(i));
+                    held[i][key] = source.template load<WIDTH, ENDS, 1>(first, key, quad(i) * 4, column(i));
     }
     // Element e of two rows.
     using Pair = unsigned __attribute__((ext_vector_type(2)));

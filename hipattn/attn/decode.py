@@ -1,0 +1,125 @@
+"""attention_decode(): attention of few queries over long caches, in one piece or in pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hipattn.arguments import boolean, instance, integer
+from hipattn.attn import execute, operands
+from hipattn.attn.exchange import exchanged, planned
+from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_decode
+from hipattn.errors import ArgumentError
+from hipattn.kernels.flash_decode import MAX_SPLITS
+from hipattn.kernels.mods import MaskMod, ScoreMod
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import DeviceTensor
+
+__all__ = ["attention_decode"]
+
+
+def attention_decode(
+    q: Any,
+    k: Any,
+    v: Any,
+    lengths: Any = None,
+    *,
+    block_table: Any = None,
+    causal: bool = True,
+    scale: float | None = None,
+    window: Window = EVERY_KEY,
+    alibi_slopes: Any = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+    num_splits: int | None = None,
+    method: str = "auto",
+    stream: Stream | None = None,
+) -> Any:
+    """Compute `attention` of the last few queries of each of many sequences over its cached keys and values.
+
+    A sequence's keys are split among several blocks of the device, and the query heads that read the same keys share
+    a block (flash decoding). What a sequence gives depends on itself and the number of splits, not on the others.
+
+    Parameters
+    ----------
+    q
+        [batch, seq_q, heads_q, head_dim], 1 to 64 queries a sequence, otherwise as in `attention`.
+    k, v
+        [batch, capacity, heads_kv, head_dim or value_dim]: sequence b has its keys in rows 0 to lengths[b] − 1.
+        With `block_table`: a pool, [pages, page_size, heads_kv, head_dim or value_dim], pages of 1 to 256 rows. Any
+        strides with a contiguous last dimension. Rows of no sequence may hold anything.
+    lengths
+        [batch]: how many keys each sequence has, those of its queries among them. Default: the capacity. In host
+        memory: integers, which are checked and uploaded. On the device: int32, contiguous, used in place and **not
+        checked**, which would have to wait for the device: wrong numbers read wrong memory.
+    block_table
+        [batch, pages of a sequence]: key j of sequence b is row j % page_size of page
+        block_table[b, j // page_size]; pages past a sequence's length are not looked at. As `lengths`: checked in host
+        memory (if the lengths are there as well), not checked on the device.
+    causal
+        The last query stands at the sequence's last key, and each of them sees keys up to its own position. Without
+        (for a tree of drafts, which a `mask` describes) every query sees every key.
+    scale, window, alibi_slopes, softcap, sinks, score_mod, mask_mod
+        As in `attention` of each sequence alone. The modifications' ``b`` is the sequence.
+    bias, mask
+        Broadcast to [batch, heads_q, seq_q, capacity], otherwise as in `attention`.
+    out
+        [batch, seq_q, heads_q, value_dim]: where to write the result, as in `attention`.
+    return_lse
+        Also return the LSE.
+    num_splits
+        Among how many blocks a sequence's keys are split, 1 to 256. Another number gives the same result up to
+        rounding. Default: what keeps the device busiest, from the batch, the heads and the capacity.
+    method
+        "flash", "reference" or "auto", as in `attention`.
+    stream
+        As in `attention`.
+
+    Returns
+    -------
+    out
+        [batch, seq_q, heads_q, value_dim], as of `attention`. A query that sees no key, as in a sequence of length 0,
+        gives zeros.
+    lse
+        With `return_lse`: [batch, heads_q, seq_q], float32, likewise.
+
+    Raises
+    ------
+    ArgumentError, ClosedError, PlatformError, CompileError, HipError, CodeObjectError
+        As `attention`.
+    """
+    if stream is not None and type(stream) is not Stream:
+        instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
+    return_lse = boolean("return_lse", return_lse)
+    if window is not EVERY_KEY:
+        window = check_window(window)
+    splits = 0 if num_splits is None else integer("num_splits", num_splits, 1)
+    if splits > MAX_SPLITS:
+        raise ArgumentError(f"num_splits is {splits}; it takes 1 to {MAX_SPLITS}")
+    given = {"lengths": lengths, "block_table": block_table, "alibi_slopes": alibi_slopes, "sinks": sinks}
+    given |= {"bias": bias, "mask": mask, "score_mod": score_mod, "mask_mod": mask_mod}
+    others = {name: value for name, value in given.items() if value is not None}
+    options = causal, scale, window, softcap, method, tuple(others)
+
+    def make(device: Any, arrays: Any, beside: Any) -> Any:
+        pages = None
+        if "block_table" in beside:
+            shape = beside["block_table"].shape
+            if len(shape) != 2:
+                raise ArgumentError(f"block_table has shape {shape}; it takes [batch, pages of a sequence]")
+            pages = shape[1]
+        return planned(plan_decode, device, (pages, splits), arrays, options)
+
+    if type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
+        if stream is None:
+            stream = q.buffer.device.default_stream
+        beside = operands.found(others, q.dtype, stream)
+        call = make(stream.device, (q, k, v), beside)
+        result, lse = execute.on_device(call, (q, k, v), out, beside, return_lse=return_lse, stream=stream)
+        return (result, lse) if return_lse else result
+    return exchanged((q, k, v), out, others, make, return_lse=return_lse, on_host=method == "reference", stream=stream)

@@ -1,0 +1,318 @@
+"""Fused attention of few queries over long caches. Kernel: ``kernels_src/flash_decode.hip``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hipattn.compiler.loader import load
+from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.compiler.target import lds_limit
+from hipattn.errors import ArgumentError
+from hipattn.kernels import flash_combine
+from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
+from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose_decode
+from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
+from hipattn.kernels.rows import check_device, vector_width
+from hipattn.runtime.device import Device
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.stream import Stream
+from hipattn.tensor import FLOAT32, DeviceTensor
+
+__all__ = ["MAX_SPLITS", "FlashDecodeParams", "defaults", "launch", "specialise", "supports"]
+
+MAX_SPLITS = flash_combine.MAX_SPLITS
+_MOST_BLOCKS = 8  # of a compute unit at once: more do not make its memory busier
+
+
+class FlashDecodeParams(Arguments):
+    """What ``flash_decode`` takes. Strides in elements; of paged k and v, `_batch` is that of pages."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "block_table", "parts", "part_lse")),
+        *((f"{tensor}_{axis}", ctypes.c_int64) for tensor in (*"qkv", "out") for axis in ("batch", "row", "head")),
+        ("table_batch", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("heads", "groups", "seq_q", "seq_k", "row_tiles", "splits")),
+        *OPTION_FIELDS,
+    )
+
+
+def specialise(
+    tiles: Tiles,
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    group: int,
+    features: Features,
+    *,
+    vector: int,
+    split: bool,
+    lengths: bool,
+    page_size: int | None = None,
+    wide: bool = False,
+) -> Specialisation:
+    """Return the kernel for tensors of `dtype`.
+
+    Parameters
+    ----------
+    tiles
+        Of `choose_decode`, for the chip.
+    dtype, head_dim, value_dim
+        Of the tensors.
+    group
+        Query heads that read the same keys.
+    features
+        What is compiled in.
+    vector
+        How many elements of q, k, v and out can be moved at once.
+    split
+        Whether the result is one of parts of the keys.
+    lengths
+        Whether each sequence has its own length.
+    page_size
+        Rows of a page; None for caches in one piece.
+    wide
+        Whether a tile of keys, in one piece, spans 2^31 bytes.
+    """
+    constants = {
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "GROUP": group,
+        "WAVES": tiles.waves,
+        "WAVE_ROWS": tiles.wave_rows,
+        "BLOCK_N": tiles.block_n,
+        "MATRIX_ROWS": tiles.matrix_rows,
+        "MIN_WAVES": tiles.min_waves,
+        "LDS_BYTES": tiles.lds_bytes,
+        "VECTOR": vector,
+        "WIDE": wide,
+        **features.constants,
+        "BLOCK_MASK": False,
+        "SPLIT": split,
+        "LENGTHS": lengths,
+    }
+    if page_size is not None:
+        constants["PAGE_SIZE"] = page_size
+    return Specialisation(
+        "flash_decode",
+        "flash_decode",
+        FlashDecodeParams,
+        constants,
+        {"scalar": dtype, "bias_scalar": features.bias or "float32"},
+        includes=("key_rows.h" if page_size is None else "key_rows_paged.h", tiles.layer),
+        prelude=features.prelude("FlashDecodeParams"),
+    )
+
+
+def defaults(arch: str) -> Iterator[Specialisation]:
+    """Return the kernels of one aligned query a sequence, for the most common head and group sizes."""
+    for dtype in SCALARS:
+        vector = 16 // np.dtype(dtype if dtype == "float32" else "float16").itemsize
+        for head_dim, group in ((64, 4), (128, 1), (128, 4)):
+            tiles = choose_decode(arch, dtype, head_dim, head_dim, group)
+            for page_size in (None, 16):
+                if tiles is not None:
+                    options = {"vector": vector, "split": True, "lengths": True, "page_size": page_size}
+                    yield specialise(tiles, dtype, head_dim, head_dim, group, Features(), **options)  # type: ignore[arg-type]
+
+
+def supports(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int, rows: int) -> str | None:
+    """Return why the kernel cannot serve tensors of these sizes on the device; None if it can."""
+    if head_dim < 1 or value_dim < 1:
+        return f"head_dim is {head_dim} and value head_dim {value_dim}; the kernel takes 1 or more"
+    if choose_decode(device.arch, dtype.name, head_dim, value_dim, rows) is None:
+        return f"head_dim {head_dim}, value head_dim {value_dim} in {dtype.name} does not fit {device.arch}"
+    return None
+
+
+def launch(
+    q: DeviceTensor,
+    k: DeviceTensor,
+    v: DeviceTensor,
+    out: DeviceTensor,
+    *,
+    lengths: DeviceTensor | None = None,
+    block_table: DeviceTensor | None = None,
+    lse: DeviceTensor | None = None,
+    scale: float,
+    causal: bool = False,
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float | None = None,
+    alibi_slopes: DeviceTensor | None = None,
+    sinks: DeviceTensor | None = None,
+    bias: DeviceTensor | None = None,
+    mask: DeviceTensor | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
+    num_splits: int = 0,
+    stream: Stream,
+) -> None:
+    """Compute attention over each sequence's keys, by the formula of `hipattn.attn.reference`.
+
+    Parameters
+    ----------
+    q, out
+        [batch, seq_q, heads_q, head_dim or value_dim], any strides with a contiguous last dimension.
+    k, v
+        [batch, capacity, heads_kv, head_dim or value_dim], likewise, of q's dtype; with `block_table`
+        [pages, page_size, heads_kv, head_dim or value_dim].
+    lengths
+        [batch] of int32, contiguous: how many keys each sequence has, at most its capacity, which is the default.
+    block_table
+        [batch, pages of a sequence] of int32 with a contiguous last dimension: which pages hold a sequence's keys.
+    lse
+        [batch, heads_q, seq_q] of float32, contiguous: where the natural log-sum-exp goes.
+    scale, causal, window, softcap
+        As in `hipattn.attention`.
+    alibi_slopes, sinks, bias, mask, score_mod, mask_mod
+        As of `hipattn.kernels.flash_fwd.launch`, with the capacity as the number of keys.
+    num_splits
+        Among how many blocks a sequence's keys are split, up to `MAX_SPLITS`; 0: as many as keep the device busy.
+    stream
+        Where the launch is added.
+
+    Raises
+    ------
+    ArgumentError
+        A tensor is on another device than the stream, or the sizes do not fit the chip.
+    CompileError
+        A modification of the scores does not compile.
+    HipError
+        The launch fails.
+    """
+    check_device(stream, q=q, k=k, v=v, out=out)
+    others = (lse, alibi_slopes, sinks, bias, mask)
+    plan = _plan(
+        stream.device,
+        (scale, causal, window, softcap),
+        num_splits,
+        tuple(None if x is None else x.dtype.name for x in others),
+        score_mod and score_mod.render("user_score_mod", 0, 0, params="FlashDecodeParams"),
+        mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES, params="FlashDecodeParams"),
+        lengths is not None,
+        None if block_table is None else block_table.shape[1],
+        *_facts(q),
+        *_facts(k),
+        *_facts(v),
+        *_facts(out),
+    )
+    if plan is None:
+        return
+    p = FlashDecodeParams.from_buffer_copy(plan.arguments)
+    p.q, p.k, p.v, p.out = q.pointer, k.pointer, v.pointer, out.pointer
+    for tensor in (q, k, v, out):
+        tensor.buffer.used_on(stream)
+    if block_table is not None:
+        p.table_batch = block_table.strides[0]
+    tensors = dict(zip(OPTIONS, others[1:], strict=True))
+    tensors |= {"lengths": lengths, "block_table": block_table, "lse": lse}
+    held = fill(p, tensors, score_mod, mask_mod, stream)  # until the launch
+    if p.splits == 1:
+        plan.kernel.launch(stream, plan.config, p)
+    else:
+        part_lse = DeviceTensor.empty(plan.parts[:4], FLOAT32, stream=stream)
+        parts = DeviceTensor.empty(plan.parts, FLOAT32, stream=stream)
+        p.parts, p.part_lse = parts.pointer, part_lse.pointer
+        plan.kernel.launch(stream, plan.config, p)
+        flash_combine.launch(parts, part_lse, out, lse=lse, stream=stream)
+    del held
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A launch of a shape: all but the addresses.
+
+    Attributes
+    ----------
+    arguments : FlashDecodeParams
+        To be copied.
+    parts : tuple of int
+        [batch, heads, seq_q, splits, value_dim].
+    """
+
+    kernel: Kernel
+    config: LaunchConfig
+    arguments: FlashDecodeParams
+    parts: tuple[int, ...]
+
+
+def _facts(x: DeviceTensor) -> tuple[Any, ...]:
+    return x.dtype, x.shape, x.strides, x.pointer % 16
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: Device,
+    formula: Formula,
+    num_splits: int,
+    others: tuple[str | None, ...],
+    score_mod: str | None,
+    mask_mod: str | None,
+    lengths: bool,
+    pages: int | None,
+    *facts: Any,
+) -> _Plan | None:
+    dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
+    dtype = dtypes[0]
+    batch, seq_q, heads, head_dim = shapes[0]
+    _, page_size, heads_kv, value_dim = shapes[2]
+    capacity = page_size if pages is None else pages * page_size
+    if not batch * seq_q * heads * value_dim:
+        return None
+    group = heads // heads_kv
+    rows = seq_q * group
+    tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows)
+    if tiles is None:
+        raise ArgumentError(supports(device, dtype, head_dim, value_dim, rows) or "")
+    scale, causal, window, softcap = formula
+    formula = scale, causal and seq_q > 1, window, softcap  # one query stands at the last key
+    features = Features.of(formula, others, score_mod, mask_mod)
+    vector = vector_width(
+        *((a, dtype.itemsize, (*s[:3], n[3])) for a, s, n in zip(addresses, strides, shapes, strict=True))
+    )
+    wide = pages is None and is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
+    row_tiles = -(-rows // tiles.block_m)
+    blocks = batch * heads_kv * row_tiles
+    splits = num_splits or _splits(device, tiles, blocks, _visible(capacity, seq_q, formula))
+    options: dict[str, Any] = {"vector": vector, "lengths": lengths, "wide": wide, "split": splits > 1}
+    options["page_size"] = None if pages is None else page_size
+    kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, group, features, **options), device)
+
+    p = FlashDecodeParams()
+    for name, steps in zip(("q", "k", "v", "out"), strides, strict=True):
+        for axis, step in zip(("batch", "row", "head"), steps, strict=False):
+            setattr(p, f"{name}_{axis}", step)
+    p.heads, p.groups, p.seq_q, p.seq_k = heads, heads_kv, seq_q, capacity
+    p.row_tiles, p.splits = row_tiles, splits
+    resolve(p, formula)
+    config = LaunchConfig(blocks * splits, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
+    return _Plan(kernel, config, p, (batch, heads, seq_q, splits, value_dim))
+
+
+def _visible(capacity: int, seq_q: int, formula: Formula) -> int:
+    """Return how many keys the queries of a sequence see at most."""
+    _, causal, (left, right), _ = formula
+    if causal:
+        right = 0
+    return capacity if left is None or right is None else min(capacity, left + seq_q + right)
+
+
+def _splits(device: Device, tiles: Tiles, blocks: int, keys: int) -> int:
+    """Return among how many blocks to split `keys`, for the least time by a simple count.
+
+    As many blocks as the device holds run at once, each tile by tile; to start one costs as much as two tiles, and what
+    is split has to be combined.
+    """
+    fit = min(_MOST_BLOCKS, max(1, lds_limit(device.arch) // (tiles.lds_bytes + FLAG_BYTES)))
+    resident, count = device.compute_units * fit, max(1, -(-keys // tiles.block_n))
+
+    def time(splits: int) -> float:
+        return -(-blocks * splits // resident) * (-(-count // splits) + 2) + (splits > 1) + splits / 32
+
+    return min(range(1, min(count, MAX_SPLITS) + 1), key=time)

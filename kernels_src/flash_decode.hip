@@ -1,0 +1,52 @@
+// flash_decode: out = softmax(score(scale * q @ k^T)) @ v for few queries of each of many sequences, over caches of keys
+// and values of which each sequence fills its own length.
+//
+// Bound by memory: each key and value is to be read once. So the queries of all heads that read the same keys are rows of
+// one block (GROUP heads; PackedRows), in the smallest tile that the matrix instruction has; and, for there are fewer
+// blocks of this kind than the chip can run, the keys of a sequence are split among `splits` blocks (flash decoding: Dao,
+// Haziza, Massa, Sizov 2023). Each writes what its part gives, and the logarithm of its total; flash_combine makes one of
+// them. A sequence's parts depend on its length and on `splits` only.
+//
+// The walk over the keys, the scores and the softmax are those of flash_fwd, over the same layers. Where rows of k and v
+// are, in one piece or in pages, KeyRows knows: key_rows.h or key_rows_paged.h, included in front of the layer.
+#include "decode_place.h"
+
+using Params = FlashDecodeParams;
+
+#include "flash_attend.h"
+
+__device__ inline void write(const FlashDecodeParams& p, const Place& place, Output& out, const State& state) {
+    out.regroup();
+#pragma unroll
+    for (int r = 0; r < Scores::ROWS; ++r) {
+        const int row = place.first_row + wave_index() * WAVE_ROWS + Scores::row(r);
+        const float total = row_sum(state.total[r]);
+        const float inverse = total == 0.0f ? 0.0f : 1.0f / (total * WEIGHT_SCALE);
+        if (row >= place.rows()) continue;
+        const float log2_sum = log2_total(total, state.shift[r]);
+        const int i = place.query(row), h = place.h + place.head(row);
+        const i64 number = (static_cast<i64>(place.b) * p.heads + h) * place.seq_q + i;  // among [batch, heads, seq_q]
+        if constexpr (SPLIT) {
+            const i64 part = number * p.splits + place.split;
+            if (leads_row()) static_cast<float*>(p.part_lse)[part] = log2_sum;
+            // What has no weight is not read.
+            if (total != 0.0f) write_row<true>(out, r, inverse, static_cast<float*>(p.parts) + part * VALUE_DIM);
+        } else {
+            scalar* at = static_cast<scalar*>(p.out) + place.b * p.out_batch + i * p.out_row + h * p.out_head;
+            write_row<(VECTOR >= Output::RUN)>(out, r, inverse, at);
+            if constexpr (LSE)
+                if (leads_row()) static_cast<float*>(p.lse)[number] = log2_sum * LN_2;
+        }
+    }
+}
+
+extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash_decode(const FlashDecodeParams p) {
+    extern __shared__ __attribute__((aligned(1024))) char lds[];
+    const Place place = find_place(p);
+    Range range(p, place);
+    if constexpr (SPLIT) range.narrow(place.split, p.splits);
+    Output out;
+    State state;
+    attend<(WAVES > 1)>(p, place, range, place.q, place.rows() - place.first_row, lds, out, state);
+    write(p, place, out, state);
+}

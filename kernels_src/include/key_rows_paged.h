@@ -1,0 +1,25 @@
+// Where the rows of k and v are in memory: in pages of PAGE_SIZE rows, which a sequence's row of the block table names
+// in their order. Only rows that exist have an address: what the table holds past a sequence's last page is not read.
+#pragma once
+
+#include "flash_block.h"
+
+#define PAGED
+
+struct KeyRows {
+    static constexpr bool EVEN = false;
+    __device__ static constexpr int even_run(int count) {
+        return PAGE_SIZE % count == 0 ? count : count % PAGE_SIZE == 0 ? PAGE_SIZE : 1;
+    }
+    const scalar* base;  // row 0 of page 0
+    i64 stride, page_stride;
+    const int* table;
+
+    __device__ const scalar* at(unsigned row) const { return in_page(table[row / PAGE_SIZE], row); }
+    __device__ const scalar* common_at(unsigned row) const { return in_page(common_value(table[row / PAGE_SIZE]), row); }
+
+private:
+    __device__ const scalar* in_page(int page, unsigned row) const {
+        return base + page * page_stride + row % PAGE_SIZE * stride;
+    }
+};

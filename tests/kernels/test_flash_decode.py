@@ -1,0 +1,43 @@
+"""How decoding divides its work: tiles, and parts of the keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+
+from hipattn.compiler.target import CHECKED_ARCHS, NVIDIA_ARCHS, lds_limit
+from hipattn.kernels import flash_decode
+from hipattn.kernels.flash_tiles import FLAG_BYTES, choose_decode
+from tests.helpers.tolerance import DTYPES
+
+
+@pytest.mark.parametrize("arch", [*CHECKED_ARCHS, *NVIDIA_ARCHS])
+def test_each_chip_has_tiles_for_heads_up_to_256(arch: str) -> None:
+    for dtype, dim, rows in product(DTYPES, (1, 40, 64, 96, 128, 192, 256), (1, 7, 16, 17, 64, 1024)):
+        tiles = choose_decode(arch, dtype.name, dim, dim, rows)
+        assert tiles is not None
+        assert tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch)
+        assert tiles.block_m <= 64
+
+
+@dataclass(frozen=True)
+class Chip:
+    arch: str
+    compute_units: int
+
+
+@pytest.mark.parametrize("chip", [Chip("gfx942", 304), Chip("gfx1100", 48), Chip("sm_90", 132)], ids=str)
+def test_the_device_is_busy_whatever_the_batch(chip: Any) -> None:
+    tiles = choose_decode(chip.arch, "float16", 128, 128, 4)
+    assert tiles is not None
+    for batch, keys in product((1, 8, 32, 64, 1000), (1, 100, 2048, 131072)):
+        blocks = batch * 8
+        splits = flash_decode._splits(chip, tiles, blocks, keys)
+        assert 1 <= splits <= min(256, -(-keys // tiles.block_n))
+        if keys == 131072:
+            assert blocks * splits >= chip.compute_units
+        if keys == 1:
+            assert splits == 1
