@@ -14,7 +14,21 @@ from bench_timing import Absent, HostClock, Job, TorchClock, WallClock
 import hipattn
 from hipattn import DeviceTensor
 
-__all__ = ["TORCH", "Attention", "Contender", "Inputs", "flash", "fused", "numpy", "staged", "torch_sdpa"]
+__all__ = [
+    "TORCH",
+    "Attention",
+    "Contender",
+    "Inputs",
+    "decode",
+    "flash",
+    "fused",
+    "numpy",
+    "paged_decode",
+    "staged",
+    "torch_sdpa",
+]
+
+PAGE_SIZE = 16
 
 
 class Inputs:
@@ -99,6 +113,26 @@ def flash(machine: Machine, problem: Attention, inputs: Inputs, host: bool = Fal
         return hipattn.attention(*tensors, method="flash", **options)
 
     return _hipattn(machine, problem, inputs, host, compute)
+
+
+def decode(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+    """Call ``hipattn.attention_decode`` over caches in one piece."""
+    return _hipattn(machine, problem, inputs, host, hipattn.attention_decode)
+
+
+def paged_decode(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+    """Call ``hipattn.attention_decode`` over the same memory as pages of 16 rows, in no order."""
+    pages = problem.seq_k // PAGE_SIZE
+    order = np.random.default_rng(0).permutation(problem.batch * pages).reshape(problem.batch, pages)
+    table = DeviceTensor.from_numpy(order.astype(np.int32), stream=machine.stream)
+
+    def compute(q: DeviceTensor, k: DeviceTensor, v: DeviceTensor, **options: Any) -> Any:
+        return hipattn.attention_decode(q, k, v, block_table=table, **options)
+
+    pools = [
+        [q, *(x.reshape(problem.batch * pages, PAGE_SIZE, *x.shape[2:]) for x in caches)] for q, *caches in inputs.sets
+    ]
+    return _hipattn(machine, problem, Inputs(pools), host, compute)
 
 
 # ---- NumPy ----

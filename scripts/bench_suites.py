@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from bench_machine import Machine
-from bench_peers import TORCH, Attention, Contender, flash, fused, numpy, staged, torch_sdpa
+from bench_peers import TORCH, Attention, Contender, decode, flash, fused, numpy, paged_decode, staged, torch_sdpa
 from bench_timing import HostClock, Job, Result, WallClock, measure
 
 from hipattn import DeviceTensor, Stream
@@ -110,7 +110,8 @@ def flash_cases(machine: Machine, dtypes: Sequence[str]) -> Iterator[Case]:
 
 def decode_cases(machine: Machine, dtypes: Sequence[str]) -> Iterator[Case]:
     """One query for each of a batch of sequences, head_dim 128."""
-    contenders = {"hipattn": fused, **{name: BACKENDS[name] for name in ("torch flash", "torch cuDNN")}}
+    peers = ("torch flash", "torch cuDNN")
+    contenders = {"hipattn": decode, "hipattn paged": paged_decode, **{name: BACKENDS[name] for name in peers}}
     batches, lengths = ((2,), (64,)) if machine.quick else ((1, 8, 32, 64), (2048, 8192, 32768, 131072))
     for dtype, kv, batch, keys in itertools.product(dtypes, (8, 32), batches, lengths):
         heads, kv = (2, kv // 16) if machine.quick else (32, kv)

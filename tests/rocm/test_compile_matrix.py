@@ -25,6 +25,8 @@ from hipattn.kernels import (
     confine,
     convert,
     embedding,
+    flash_combine,
+    flash_decode,
     flash_fwd,
     kv_append,
     norm,
@@ -35,7 +37,8 @@ from hipattn.kernels import (
     scale,
     softmax,
 )
-from hipattn.kernels.flash_tiles import choose
+from hipattn.kernels.flash_options import Features
+from hipattn.kernels.flash_tiles import choose, choose_decode
 from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
@@ -176,6 +179,45 @@ MASK_MOD = MaskMod("q / size == k / size || first[b] <= k", size=64, first=np.ze
 
 
 @st.composite
+def some_features(draw: st.DrawFn, dtype: str, params: str, varlen: bool) -> Features:
+    flags = ("left", "right", "scaled", "softcap", "alibi", "sinks", "mask", "lse")
+    return Features(
+        **{flag: draw(st.booleans()) for flag in flags},
+        bias=draw(st.sampled_from(["", "float32", dtype])),
+        score_mod=draw(st.sampled_from(["", SCORE_MOD.render("user_score_mod", 0, 0, params=params)])),
+        mask_mod=draw(st.sampled_from(["", MASK_MOD.render("user_mask_mod", 8, 8, params=params)])),
+        varlen=varlen,
+    )
+
+
+@st.composite
+def decodes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    dtype, group, queries = draw(dtypes), draw(st.sampled_from([1, 4, 7, 16])), draw(st.sampled_from([1, 5, 64]))
+    dims = draw(st.sampled_from([(16, 16), (40, 24), (64, 64), (96, 96), (128, 128), (192, 128), (256, 256)]))
+    tiles = choose_decode(arch, dtype, *dims, group * queries)
+    assume(tiles is not None)
+    features = draw(some_features(dtype, "FlashDecodeParams", False))
+    page_size = draw(st.sampled_from([None, 1, 7, 16, 256]))
+    return family.specialise(
+        tiles,
+        dtype,
+        *dims,
+        group,
+        features,
+        vector=draw(vectors(dtype)),
+        split=draw(st.booleans()),
+        lengths=draw(st.booleans()),
+        page_size=page_size,
+        wide=page_size is None and arch != "gfx90a" and draw(st.booleans()),
+    )
+
+
+@st.composite
+def combinations(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+    return family.specialise(draw(dtypes), draw(st.sampled_from([1, 24, 63, 256, 1500])), lse=draw(st.booleans()))
+
+
+@st.composite
 def flashes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype = draw(dtypes)
     dims = draw(
@@ -183,13 +225,7 @@ def flashes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     )
     tiles = choose(arch, dtype, *dims)
     assume(tiles is not None)
-    flags = ("left", "right", "scaled", "softcap", "alibi", "sinks", "mask", "lse", "varlen")
-    features = family.Features(
-        **{flag: draw(st.booleans()) for flag in flags},
-        bias=draw(st.sampled_from(["", "float32", dtype])),
-        score_mod=draw(st.sampled_from(["", SCORE_MOD.render("user_score_mod", 0, 0)])),
-        mask_mod=draw(st.sampled_from(["", MASK_MOD.render("user_mask_mod", 8, 8)])),
-    )
+    features = draw(some_features(dtype, "FlashFwdParams", draw(st.booleans())))
     return family.specialise(
         tiles, dtype, *dims, features, vector=draw(vectors(dtype)), wide=arch != "gfx90a" and draw(st.booleans())
     )
@@ -203,6 +239,8 @@ STRATEGIES = {
     confine: confinements,
     convert: conversions,
     embedding: embeddings,
+    flash_combine: combinations,
+    flash_decode: decodes,
     flash_fwd: flashes,
     kv_append: one_dtype,
     norm: norms,
@@ -223,6 +261,10 @@ def test_every_family_is_sampled() -> None:
 @given(st.data())
 @pytest.mark.parametrize("arch", CHECKED_ARCHS)
 def test_a_sample_of_the_rest(arch: str, data: st.DataObject) -> None:
-    family = data.draw(st.sampled_from([*kernels.FAMILIES, softmax, *[flash_fwd] * 4]))  # those with many variants
-    # With every option on, at the largest sizes, the fused kernel may be slow: a warning says so.
-    assert problems(arch, [data.draw(STRATEGIES[family](family, arch))], spills=family is flash_fwd) == []
+    family = data.draw(
+        st.sampled_from([*kernels.FAMILIES, softmax, *[flash_decode] * 2, *[flash_fwd] * 4])
+    )  # those with many variants
+    # With every option on, at the largest sizes, the fused kernels may be slow: a warning says so.
+    assert (
+        problems(arch, [data.draw(STRATEGIES[family](family, arch))], spills=family in (flash_fwd, flash_decode)) == []
+    )
