@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hipattn
-from hipattn import ArgumentError, DeviceTensor, Stream, attention_decode
+from hipattn import ArgumentError, DeviceTensor, PagedKVCache, Stream, attention_decode
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.decode import Caches, check_decode, decode
@@ -202,6 +202,30 @@ def test_the_reference_takes_all(stream: Stream, paged: bool) -> None:
     out = attention_decode(*tensors, block_table=caches.table, method="reference", stream=stream, **options)
     assert isinstance(out, DeviceTensor)
     assert same_bits(out.numpy(), expected)
+
+
+def test_sequences_of_a_paged_cache(stream: Stream) -> None:
+    """A prompt and a fork of its beginning, each with a draft of three tokens."""
+    prompt, *drafts = (
+        [np.random.default_rng(seed).standard_normal((1, tokens, 2, dim)).astype(np.float16) for dim in (40, 24)]
+        for seed, tokens in enumerate((21, 3, 3))
+    )
+    q = np.random.default_rng(9).standard_normal((2, 3, 4, 40)).astype(np.float16)
+    with PagedKVCache(2, 9, 8, 2, 40, value_dim=24, dtype=np.float16, stream=stream) as cache:
+        for pool in (cache.keys(1), cache.values(1)):
+            pool.copy_from(np.full(pool.shape, np.nan, np.float16), stream=stream)
+        first = cache.new()
+        cache.extend([first], 21, stream=stream)
+        cache.append(1, [first], *upload(stream, *prompt), stream=stream)
+        both = [first, cache.fork(first, 13)]
+        cache.extend(both, 3, stream=stream)
+        cache.append(1, both, *upload(stream, *map(np.concatenate, zip(*drafts, strict=True))), stream=stream)
+        pools, beside = (cache.keys(1), cache.values(1)), (cache.lengths(both), cache.block_table(both))
+        out = attention_decode(*upload(stream, q), *pools, beside[0], block_table=beside[1], stream=stream).numpy()
+    for b, length in enumerate((21, 13)):
+        k, v = (np.concatenate([old[:, :length], new], axis=1) for old, new in zip(prompt, drafts[b], strict=True))
+        expected = hipattn.attn.reference.attention(q[b : b + 1], k, v, causal=True)[0]
+        assert_close(out[b], expected, atol=2e-3)
 
 
 def test_a_sequence_is_attention_of_its_keys() -> None:
