@@ -4,8 +4,8 @@
 // totals; a part that saw no key has -inf there, and its output is not read. With weights w = 2^(part_lse - max):
 //     out = sum w part / sum w, lse = ln(sum w) + max ln 2
 //
-// A block takes a row, [batch, heads, seq_q] of them. LANES threads share a part, VECTOR columns each; the parts are dealt
-// out to BLOCK / LANES groups of them, which add up through LDS: in an order that depends on `splits` only.
+// A block takes a row, [batch, heads, seq_q] of them. LANES threads share a part, VECTOR columns each; the parts are
+// dealt out to BLOCK / LANES groups of them, which add up through LDS: in an order that depends on `splits` only.
 #include "reduce.h"
 #include "types.h"
 

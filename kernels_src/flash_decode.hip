@@ -1,14 +1,14 @@
-// flash_decode: out = softmax(score(scale * q @ k^T)) @ v for few queries of each of many sequences, over caches of keys
-// and values of which each sequence fills its own length.
+// flash_decode: out = softmax(score(scale * q @ k^T)) @ v for few queries of each of many sequences, over caches of
+// keys and values of which each sequence fills its own length.
 //
-// Bound by memory: each key and value is to be read once. So the queries of all heads that read the same keys are rows of
-// one block (GROUP heads; PackedRows), in the smallest tile that the matrix instruction has; and, for there are fewer
-// blocks of this kind than the chip can run, the keys of a sequence are split among `splits` blocks (flash decoding: Dao,
-// Haziza, Massa, Sizov 2023). Each writes what its part gives, and the logarithm of its total; flash_combine makes one of
-// them. A sequence's parts depend on its length and on `splits` only.
+// Bound by memory: each key and value is to be read once. So the queries of all heads that read the same keys are rows
+// of one block (GROUP heads), in the smallest tile that the matrix instruction has. And as these are fewer blocks than
+// a chip can run, the keys of a sequence are split among `splits` of them (flash decoding: Dao, Haziza, Massa, Sizov
+// 2023). Each writes what its part gives, and the logarithm of its total; flash_combine makes one of them. A sequence's
+// parts depend on its length and on `splits` only.
 //
-// The walk over the keys, the scores and the softmax are those of flash_fwd, over the same layers. Where rows of k and v
-// are, in one piece or in pages, KeyRows knows: key_rows.h or key_rows_paged.h, included in front of the layer.
+// The walk over the keys, the scores and the softmax are those of flash_fwd, over the same layers. Where rows of k and
+// v are, in one piece or in pages, KeyRows knows: key_rows.h or key_rows_paged.h, included in front of the layer.
 #include "decode_place.h"
 
 using Params = FlashDecodeParams;

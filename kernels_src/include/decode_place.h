@@ -1,6 +1,5 @@
-// Which rows a block of flash_decode takes, which part of the keys, and where all of it is in memory. A row is a query of
-// one of the GROUP heads that read the same keys: heads of one query follow each other, so that one walk over the keys
-// serves them all.
+// Which rows a block of flash_decode takes, which part of the keys, and where all of it is in memory. A row is a query
+// of one of the GROUP heads that read the same keys, a query's heads side by side: one walk over the keys serves all.
 #pragma once
 
 #include "flash_block.h"

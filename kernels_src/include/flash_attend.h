@@ -1,5 +1,5 @@
-// What the flash kernels do with a block: from its queries and keys to the sums and totals of its rows, and from these to
-// rows in memory. The kernel has included its Place, and said Params.
+// What the flash kernels share of a block's work: from its queries and keys to the sums and totals of its rows, and
+// from these to rows in memory. The kernel has included its Place, and said Params.
 #pragma once
 
 #ifdef ASYNCHRONOUS_PRODUCTS
@@ -38,7 +38,8 @@ __device__ inline void begin(State& state, Output& out, const Score& score) {
     }
 }
 
-// Sums the values of the keys in `range`. `rows` are the block's, of which `count` exist; MAY_IDLE: too few for all waves.
+// Sums the values of the keys in `range`. `rows` are the block's, of which `count` exist; MAY_IDLE: perhaps too few for
+// all waves.
 template <bool MAY_IDLE, class Rows>
 __device__ inline void attend(const Params& p, const Place& place, const Range& range, const Rows& rows, int count,
                               char* lds, Output& out, State& state) {

@@ -7,8 +7,8 @@
 constexpr int BLOCK_M = WAVES * WAVE_ROWS;
 constexpr int THREADS = WAVES * WAVE_SIZE;
 
-// Rows of a tensor, evenly spaced. Other kinds of rows say how many of `count`, which begin at a multiple of it, are spaced
-// by `stride`: even_run(count) of them, from each multiple of that on.
+// Rows of a tensor, evenly spaced. Other kinds of rows say how many of `count`, which begin at a multiple of it, are
+// spaced by `stride`: even_run(count) of them, from each multiple of that on.
 struct EvenRows {
     static constexpr bool EVEN = true;
     __device__ static constexpr int even_run(int count) { return count; }

@@ -62,6 +62,7 @@ struct Score {
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
             const int row = first_row + Scores::row(r), i = place.query(row), at = i + place.seq_k - place.seq_q;
+            [[maybe_unused]] const int h = place.head(row);
             int last = place.seq_k - 1, first = 0;
             if constexpr (BOUND_RIGHT) last = min(last, at + p.right);
             if constexpr (BOUND_LEFT) first = at - p.left;
@@ -73,7 +74,7 @@ struct Score {
                 const int j = Scores::key(n) - Scores::key(0);
                 bool seen = j <= last;
                 if constexpr (BOUND_LEFT) seen &= j >= first;
-                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(place.head(row), i, from + j);
+                if constexpr (MASK || MASK_MOD) seen = seen && i < place.seq_q && admitted(h, i, from + j);
                 // No branch: AMD's compiler (ROCm 7.2) loses a branch's write to one element of a vector of scores where
                 // `seen` itself comes of branches, as of an expression with || and a load.
                 scores.set(r, n, seen ? scores.get(r, n) : -INF);
@@ -89,7 +90,8 @@ private:
         if constexpr (ALIBI) score -= slope[r] * static_cast<float>(abs(i + place.seq_k - place.seq_q - j));
         if constexpr (BIAS || SCORE_MOD) {
             if (i >= place.seq_q || j >= place.seq_k) return score;  // nothing to read there
-            if constexpr (BIAS) score += static_cast<float>(place.bias[h * p.bias_head + i * p.bias_row + j * p.bias_column]);
+            if constexpr (BIAS)
+                score += static_cast<float>(place.bias[h * p.bias_head + i * p.bias_row + j * p.bias_column]);
             if constexpr (SCORE_MOD) score = user_score_mod(score, place.b, place.h + h, i, j, p);
         }
         return score;

@@ -16,7 +16,9 @@ struct KeyRows {
     const int* table;
 
     __device__ const scalar* at(unsigned row) const { return in_page(table[row / PAGE_SIZE], row); }
-    __device__ const scalar* common_at(unsigned row) const { return in_page(common_value(table[row / PAGE_SIZE]), row); }
+    __device__ const scalar* common_at(unsigned row) const {
+        return in_page(common_value(table[row / PAGE_SIZE]), row);
+    }
 
 private:
     __device__ const scalar* in_page(int page, unsigned row) const {

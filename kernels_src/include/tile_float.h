@@ -139,9 +139,9 @@ private:
     Piece held[Mine::EACH];
 
     __device__ const scalar* row(int first, int i) const {
-        int row = first + Mine::first_row() + Mine::down(i);
-        if constexpr (!KeyRows::EVEN) row = min(row, rows - 1);
-        return source.at(row) + Mine::first_column() + Mine::across(i);
+        int which = first + Mine::first_row() + Mine::down(i);
+        if constexpr (!KeyRows::EVEN) which = min(which, rows - 1);
+        return source.at(which) + Mine::first_column() + Mine::across(i);
     }
     __device__ bool exists(int first, int i) const { return first + Mine::first_row() + Mine::down(i) < rows; }
     // How many there are from the piece's first on.

@@ -70,8 +70,8 @@ struct Source {
         }
     }
 
-    // Of row first + step + row, where only `row` is a thread's own, one of OWN (1: of any number); ENDS: it may be past the
-    // last.
+    // Of row first + step + row, where only `row` is a thread's own, one of OWN (1: of any number). ENDS: it may be
+    // past the last.
     template <int N, bool ENDS, int OWN>
     __device__ Part<N> load(int first, int step, int row, int column) const {
 #if defined(__GFX9__)

@@ -19,6 +19,7 @@ from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.program import Program
 from hipattn.kernels import flash_fwd
 from hipattn.runtime import Arguments, Kernel, bindings
+from tests.helpers.decode import Caches
 from tests.helpers.inputs import poisoned, qkv, upload
 
 CONFIG = LaunchConfig(1, 1)
@@ -126,6 +127,28 @@ def test_flash_outside_the_libraries(
 
     def run() -> None:  # and free what it made, before the library is real again
         hipattn.attention(q, k, v, **options, stream=stream)
+
+    run()
+    with monkeypatch.context() as patch:
+        patch.setattr(bindings, "hip", Nothing(bindings.hip))
+        benchmark(run)
+
+
+@pytest.mark.parametrize("num_splits", [1, 8])
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_decode_outside_the_libraries(
+    benchmark: BenchmarkFixture, stream: Stream, monkeypatch: pytest.MonkeyPatch, num_splits: int, page_size: int | None
+) -> None:
+    """A warm `attention_decode` with lengths on the device and library calls that do nothing, into a given output."""
+    caches = Caches.random((40, 7))
+    caches = caches if page_size is None else caches.paged(page_size)
+    q, k, v, lengths = upload(stream, caches.q, caches.k, caches.v, caches.lengths)
+    table = None if caches.table is None else upload(stream, caches.table)[0]
+    out = poisoned(stream, (2, 1, 4, 24), np.float16)
+
+    def run() -> None:
+        options: dict[str, Any] = {"block_table": table, "num_splits": num_splits, "out": out, "stream": stream}
+        hipattn.attention_decode(q, k, v, lengths, **options)
 
     run()
     with monkeypatch.context() as patch:
