@@ -37,6 +37,7 @@ def attention_decode(
     out: Any = None,
     return_lse: bool = False,
     num_splits: int | None = None,
+    workspace: Any = None,
     method: str = "auto",
     stream: Stream | None = None,
 ) -> Any:
@@ -75,6 +76,10 @@ def attention_decode(
     num_splits
         Among how many blocks a sequence's keys are split, 1 to 256. Another number gives the same result up to
         rounding. Default: what keeps the device busiest, from the batch, the heads and the capacity.
+    workspace
+        [batch · heads_q · seq_q · num_splits · (value_dim + 1)] or more of float32 on the device, contiguous: where
+        the parts go until they are combined. With it and `out` the call allocates nothing, and so can be captured in a
+        `Graph`. Default: memory of the call.
     method
         "flash", "reference" or "auto", as in `attention`.
     stream
@@ -102,7 +107,7 @@ def attention_decode(
     if splits > MAX_SPLITS:
         raise ArgumentError(f"num_splits is {splits}; it takes 1 to {MAX_SPLITS}")
     given = {"lengths": lengths, "block_table": block_table, "alibi_slopes": alibi_slopes, "sinks": sinks}
-    given |= {"bias": bias, "mask": mask, "score_mod": score_mod, "mask_mod": mask_mod}
+    given |= {"bias": bias, "mask": mask, "score_mod": score_mod, "mask_mod": mask_mod, "workspace": workspace}
     others = {name: value for name, value in given.items() if value is not None}
     options = causal, scale, window, softcap, method, tuple(others)
 

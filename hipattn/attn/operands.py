@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ _ACCEPTED = {  # but a bias
     "mask": (BOOL, UINT8),
     **dict.fromkeys(_PER_HEAD, (FLOAT32,)),
     **dict.fromkeys(_INTEGERS, (INT32, _INT64)),
+    "workspace": (FLOAT32,),
 }
 
 
@@ -101,6 +103,8 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
             _check_contiguous(name, value)
         elif name == "lengths":
             _check_lengths(value, batch, seq_k)
+        elif name == "workspace":
+            _check_workspace(plan, value)
         elif name == "block_table":
             _check_table(plan, value, operands.get("lengths"))
         else:
@@ -134,11 +138,23 @@ def _check_lengths(lengths: DeviceTensor | npt.NDArray[Any], batch: int, capacit
         raise ArgumentError(f"lengths is {lengths}; a sequence has 0 to {capacity} keys")
 
 
+def _check_workspace(plan: Plan, workspace: Any) -> None:
+    assert plan.cache is not None
+    if not isinstance(workspace, DeviceTensor):
+        raise ArgumentError("workspace is in host memory; it takes a tensor on the device")
+    size, splits = plan.cache.workspace, plan.cache.num_splits
+    if workspace.ndim != 1 or workspace.shape[0] < size or not workspace.is_contiguous or workspace.pointer % 16:
+        raise ArgumentError(
+            f"workspace has shape {workspace.shape} and begins at a multiple of {math.gcd(workspace.pointer, 16)} "
+            f"bytes; with {splits} splits it takes one dimension of {size} or more, at a multiple of 16 bytes"
+        )
+
+
 def _check_table(plan: Plan, table: DeviceTensor | npt.NDArray[Any], lengths: Any) -> None:
     """Check which pages hold the sequences' keys, as far as it is known which of them count."""
     assert plan.cache is not None
     batch, _, _, capacity = plan.scores
-    _, pages, page_size = plan.cache
+    _, _, pages, page_size = plan.cache
     if table.shape[0] != batch:
         raise ArgumentError(f"block_table has shape {table.shape}; it takes a row for each of {batch} sequences")
     if isinstance(table, DeviceTensor):
@@ -182,6 +198,8 @@ def on_host(operands: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in operands.items():
         if isinstance(value, ScoreMod | MaskMod):
             ready[name] = value.on_host()
+            continue
+        if name == "workspace":
             continue
         array = value.numpy() if isinstance(value, DeviceTensor) else value
         ready[name] = array.astype(bool) if name == "mask" else array

@@ -70,12 +70,15 @@ class Cache(NamedTuple):
     Attributes
     ----------
     num_splits : int
-        0 where the kernel chooses.
+        Of a sequence's keys.
+    workspace : int
+        Numbers that the parts take; 0 for a single one.
     pages, page_size : int
         Of the pool; 0 where caches are in one piece.
     """
 
     num_splits: int
+    workspace: int
     pages: int
     page_size: int
 
@@ -164,7 +167,7 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
     """
     q, k, v, options = Facts(*given[:3]), Facts(*given[3:6]), Facts(*given[6:9]), Options(*given[9:])
     pages, num_splits = caches
-    cache = Cache(num_splits, 0, 0)
+    pool = 0, 0
     if options.method == "staged":
         raise ArgumentError("method is 'staged'; decoding takes 'auto', 'flash' and 'reference'")
     if pages is not None:
@@ -176,8 +179,8 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
             if facts.shape[:2] != k.shape[:2]:
                 raise ArgumentError(f"{name} has shape {facts.shape}; k has {k.shape[0]} pages of {k.shape[1]} rows")
         else:
-            cache = Cache(num_splits, *k.shape[:2])
-            size = q.shape[0], pages * cache.page_size
+            pool = k.shape[0], k.shape[1]
+            size = q.shape[0], pages * k.shape[1]
             k, v = (Facts(x.dtype, (*size, *x.shape[2:]), x.strides) for x in (k, v))
     batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v)
     if not 1 <= seq_q <= _MOST_QUERIES:
@@ -190,7 +193,11 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
 
     out = batch, seq_q, heads_q, value_dim
     made = _plan(device, "bshd", out, scores[:3], scores, head_dim, q.dtype, options, supports)
-    return replace(made, cache=cache)
+    if made.method == "flash" and device is not None and not num_splits:
+        formula = made.formula["scale"], made.formula["causal"], made.formula["window"], made.formula["softcap"]
+        num_splits = flash_decode.best_splits(device, q.dtype, scores, k.shape[2], head_dim, value_dim, formula)
+    parts = math.prod(scores[:3]) * num_splits if num_splits > 1 else 0
+    return replace(made, cache=Cache(num_splits, parts * (value_dim + 1), *pool))
 
 
 Supports = Callable[[Device, np.dtype[Any], int, int], str | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor
 
-__all__ = ["MAX_SPLITS", "FlashDecodeParams", "defaults", "launch", "specialise", "supports"]
+__all__ = ["MAX_SPLITS", "FlashDecodeParams", "best_splits", "defaults", "launch", "specialise", "supports"]
 
 MAX_SPLITS = flash_combine.MAX_SPLITS
 _MOST_BLOCKS = 8  # of a compute unit at once: more do not make its memory busier
@@ -151,6 +152,7 @@ def launch(
     score_mod: ScoreMod | None = None,
     mask_mod: MaskMod | None = None,
     num_splits: int = 0,
+    workspace: DeviceTensor | None = None,
     stream: Stream,
 ) -> None:
     """Compute attention over each sequence's keys, by the formula of `hipattn.attn.reference`.
@@ -173,7 +175,10 @@ def launch(
     alibi_slopes, sinks, bias, mask, score_mod, mask_mod
         As of `hipattn.kernels.flash_fwd.launch`, with the capacity as the number of keys.
     num_splits
-        Among how many blocks a sequence's keys are split, up to `MAX_SPLITS`; 0: as many as keep the device busy.
+        Among how many blocks a sequence's keys are split, up to `MAX_SPLITS`; 0: `best_splits`.
+    workspace
+        [batch * heads_q * seq_q * num_splits * (value_dim + 1)] or more of float32, contiguous, at a multiple of 16
+        bytes: where the parts go, if there are several. Default: memory that is allocated for the call.
     stream
         Where the launch is added.
 
@@ -216,8 +221,12 @@ def launch(
     if p.splits == 1:
         plan.kernel.launch(stream, plan.config, p)
     else:
-        part_lse = DeviceTensor.empty(plan.parts[:4], FLOAT32, stream=stream)
-        parts = DeviceTensor.empty(plan.parts, FLOAT32, stream=stream)
+        size = math.prod(plan.parts)
+        if workspace is None:
+            workspace = DeviceTensor.empty((size + size // plan.parts[4],), FLOAT32, stream=stream)
+        workspace.buffer.used_on(stream)
+        parts = DeviceTensor(workspace.buffer, plan.parts, FLOAT32, offset=workspace.offset)
+        part_lse = DeviceTensor(workspace.buffer, plan.parts[:4], FLOAT32, offset=workspace.offset + size)
         p.parts, p.part_lse = parts.pointer, part_lse.pointer
         plan.kernel.launch(stream, plan.config, p)
         flash_combine.launch(parts, part_lse, out, lse=lse, stream=stream)
@@ -270,6 +279,8 @@ def _plan(
     tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows)
     if tiles is None:
         raise ArgumentError(supports(device, dtype, head_dim, value_dim, rows) or "")
+    scores = batch, heads, seq_q, capacity
+    splits = num_splits or best_splits(device, dtype, scores, heads_kv, head_dim, value_dim, formula)
     scale, causal, window, softcap = formula
     formula = scale, causal and seq_q > 1, window, softcap  # one query stands at the last key
     features = Features.of(formula, others, score_mod, mask_mod)
@@ -279,7 +290,6 @@ def _plan(
     wide = pages is None and is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
     row_tiles = -(-rows // tiles.block_m)
     blocks = batch * heads_kv * row_tiles
-    splits = num_splits or _splits(device, tiles, blocks, _visible(capacity, seq_q, formula))
     options: dict[str, Any] = {"vector": vector, "lengths": lengths, "wide": wide, "split": splits > 1}
     options["page_size"] = None if pages is None else page_size
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, group, features, **options), device)
@@ -301,6 +311,36 @@ def _visible(capacity: int, seq_q: int, formula: Formula) -> int:
     if causal:
         right = 0
     return capacity if left is None or right is None else min(capacity, left + seq_q + right)
+
+
+def best_splits(
+    device: Device,
+    dtype: np.dtype[Any],
+    scores: tuple[int, int, int, int],
+    heads_kv: int,
+    head_dim: int,
+    value_dim: int,
+    formula: Formula,
+) -> int:
+    """Return among how many blocks a sequence's keys are best split.
+
+    Parameters
+    ----------
+    device
+        Which is to be kept busy.
+    dtype, heads_kv, head_dim, value_dim
+        Of the tensors, which the kernel can serve.
+    scores
+        (batch, heads_q, seq_q, capacity).
+    formula
+        Scale, causal, window, softcap.
+    """
+    batch, heads, seq_q, capacity = scores
+    rows = seq_q * heads // max(1, heads_kv)
+    tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows)
+    assert tiles is not None
+    blocks = batch * heads_kv * -(-rows // tiles.block_m)
+    return _splits(device, tiles, blocks, _visible(capacity, seq_q, formula))
 
 
 def _splits(device: Device, tiles: Tiles, blocks: int, keys: int) -> int:

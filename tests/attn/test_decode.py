@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import hipattn
-from hipattn import ArgumentError, DeviceTensor, PagedKVCache, Stream, attention_decode
+from hipattn import ArgumentError, DeviceTensor, Graph, PagedKVCache, Stream, attention_decode
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.decode import Caches, check_decode, decode
 from tests.helpers.features import FEATURES, Sizes, of_reference
-from tests.helpers.inputs import upload
+from tests.helpers.inputs import poisoned, upload
 from tests.helpers.mismatch import assert_close
 from tests.helpers.padded import same_bits
 from tests.helpers.pairwise import pairwise
@@ -93,6 +93,32 @@ def test_splits(stream: Stream, num_splits: int | None) -> None:
     """As many as there are tiles, more, and one: the last has a sink, which counts once."""
     caches = Caches.random((300, 0, 1, 97), 2)
     check_decode(stream, caches, num_splits=num_splits, sinks=np.array([1, -2, 0, 4], np.float32), window=(120, None))
+
+
+def test_a_workspace(stream: Stream) -> None:
+    """Into memory of the caller's, which a graph can launch again: lengths and keys are read anew."""
+    caches = Caches.random(LENGTHS).paged(16)
+    q, k, v, lengths, table = upload(stream, caches.q, caches.k, caches.v, np.zeros(4, np.int32), caches.table)
+    out = poisoned(stream, (4, 1, 4, 24), np.float16)
+    workspace = poisoned(stream, (4 * 4 * 3 * 25 + 4,), np.float32)
+    options: dict[str, Any] = {"block_table": table, "num_splits": 3, "out": out, "stream": stream}
+    with pytest.raises(ArgumentError, match=r"workspace has shape \(1199,\) .* 3 splits it takes .* 1200 or more"):
+        attention_decode(q, k, v, lengths, workspace=workspace[:1199], **options)
+    with pytest.raises(ArgumentError, match=r"workspace .* a multiple of 4 bytes; .* a multiple of 16 bytes"):
+        attention_decode(q, k, v, lengths, workspace=workspace[1:], **options)
+    with pytest.raises(ArgumentError, match="workspace is in host memory"):
+        attention_decode(q, k, v, lengths, workspace=np.zeros(1200, np.float32), **options)
+    options["workspace"] = workspace[4:]
+    attention_decode(q, k, v, lengths, **options)
+    assert not out.numpy().any()
+    with bindings.record() as calls:
+        attention_decode(q, k, v, lengths, **options)
+    assert not [name for name, _ in calls if "Malloc" in name]
+    graph = Graph(stream, lambda: attention_decode(q, k, v, lengths, **options))
+    lengths.copy_from(caches.lengths, stream=stream)
+    graph.launch()
+    assert same_bits(out.numpy(stream=stream), decode(stream, caches, num_splits=3)[0])
+    assert np.isnan(workspace.numpy()[:4]).all()
 
 
 def test_long_sequences(stream: Stream) -> None:
