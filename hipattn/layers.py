@@ -46,6 +46,10 @@ class Rope:
             raise ArgumentError(f"style is {self.style!r}; accepted: {', '.join(rope.STYLES)}")
         if number("base", self.base) <= 0:
             raise ArgumentError(f"base is {self.base}; it takes a number above 0")
+        if self.factors is not None and not all(number("factors", factor) > 0 for factor in self.factors):
+            raise ArgumentError(f"factors is {self.factors}; it takes numbers above 0")
+        if self.factors is not None:
+            object.__setattr__(self, "factors", tuple(self.factors))
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,12 @@ class LayerSpec:
         if number("norm_eps", self.norm_eps) < 0:
             raise ArgumentError(f"norm_eps is {self.norm_eps}; it takes 0 or more")
         if self.rope is not None:
-            instance("rope", self.rope, Rope)
+            self._check_rope(instance("rope", self.rope, Rope))
+
+    def _check_rope(self, turned: Rope) -> None:
+        pairs = rope.pairs_of(self.head_dim, turned.rotary_dim)
+        if turned.factors is not None and len(turned.factors) != pairs:
+            raise ArgumentError(f"rope has {len(turned.factors)} factors; it takes {pairs}, one a pair")
 
     @property
     def projected(self) -> int:

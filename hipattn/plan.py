@@ -22,7 +22,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import UINT8, DeviceTensor, as_dtype
 
-__all__ = ["ExecutionPlan"]
+__all__ = ["ExecutionPlan", "check_method"]
 
 METHODS = ("auto", "flash", "staged")
 MAX_SHAPES = 64  # whose views are kept
@@ -92,9 +92,7 @@ class ExecutionPlan:
         self.dtype = as_dtype(first.dtype, "layer 0, QKV projection: qkv's dtype")
         for layer, weights in enumerate(self.layers):
             weights.check(spec, self.dtype, layer, self.stream)
-        if method not in METHODS:
-            raise ArgumentError(f"method is {method!r}; accepted: {', '.join(METHODS)}")
-        self.method = method
+        self.method = check_method(method)
         if capacity is not None:
             capacity = integer("capacity", capacity, 1)
             if not spec.causal:
@@ -139,9 +137,9 @@ class ExecutionPlan:
             Not 0 where there is a token, for sequences of different lengths. With a cache, keys is its capacity and
             what is missing stands before a sequence's first token, so that all sequences end together: a token's
             position is its place in the cache, and RoPE, to which only differences of positions matter, gives each
-            sequence what it would give it alone. Without a cache, keys is the number of tokens of the calls that
-            follow, and what is missing may stand anywhere. What is computed for missing tokens means nothing. The
-            tensor is used in place. None: all are there.
+            sequence what it would give it alone. Without a cache, batch and keys are the numbers of sequences and
+            tokens of the calls that follow, and what is missing may stand anywhere. What is computed for missing
+            tokens means nothing. The tensor is used in place. None: all are there.
 
         Raises
         ------
@@ -209,11 +207,26 @@ class ExecutionPlan:
                 self._half(self.self_attention, hidden, layer, weights.attention_norm, weights.attention_norm_bias)
                 self._half(self.feed_forward, hidden, layer, weights.ffn_norm, weights.ffn_norm_bias)
         except BaseException:
-            if self.cache is not None:
-                for layer in range(len(self.layers)):
-                    self.cache.truncate(layer, min(length, self.cache.length(layer)))
+            self._truncate(length)
             raise
         return hidden
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens of each sequence from `length` on.
+
+        Raises
+        ------
+        ArgumentError
+            `length` is negative or more than the cache holds.
+        """
+        if integer("length", length) > self.length:
+            raise ArgumentError(f"length is {length}; the cache holds {self.length} tokens")
+        self._truncate(length)
+
+    def _truncate(self, length: int) -> None:
+        if self.cache is not None:
+            for layer in range(len(self.layers)):
+                self.cache.truncate(layer, min(length, self.cache.length(layer)))
 
     def self_attention(
         self, hidden: DeviceTensor, layer: int, *, out: DeviceTensor, accumulate: bool = False
@@ -322,6 +335,10 @@ class ExecutionPlan:
                 f"[batch, tokens, {self.spec.hidden}], contiguous"
             )
         self._check_sizes(what, *shape[:2])
+        if self._present is not None and self.cache is None:
+            present = self._present.shape[0], self._present.shape[3]
+            if present != shape[:2]:
+                raise ArgumentError(f"{what} has {shape[0]} sequences of {shape[1]} tokens; present is of {present}")
         return shape[:2]
 
     def _check_sizes(self, what: str, batch: int, tokens: int) -> None:
@@ -353,6 +370,19 @@ class ExecutionPlan:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def check_method(method: str) -> str:
+    """Return a plan's method.
+
+    Raises
+    ------
+    ArgumentError
+        It is none.
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method is {method!r}; accepted: {', '.join(METHODS)}")
+    return method
 
 
 class Half(Protocol):

@@ -130,6 +130,11 @@ def test_calls_with_a_cache_are_as_one(stream: Stream, method: str, cuts: tuple[
             parts = [run(plan, part) for part in np.split(x, cuts, axis=1)]
             assert plan.length == 9
             check(np.concatenate(parts, axis=1), LLAMA, weights, x)
+            plan.truncate(4)
+            again = run(plan, x[:, 4:])
+            check(np.concatenate([np.concatenate(parts, axis=1)[:, :4], again], axis=1), LLAMA, weights, x)
+            with pytest.raises(ArgumentError, match="length is 10; the cache holds 9 tokens"):
+                plan.truncate(10)
             plan.reset()
             assert plan.length == 0
 
@@ -159,6 +164,13 @@ def test_missing_tokens_of_an_encoder(stream: Stream, method: str) -> None:
         found = run(plan, x)
         check(found[:1, :3], BERT, weights, x[:1, :3])
         check(found[1:], BERT, weights, x[1:])
+        with bindings.record() as calls:
+            for shape in ((1, 8), (3, 8), (2, 7), (2, 9)):
+                with pytest.raises(
+                    ArgumentError, match=r"hidden has \d sequences of \d tokens; present is of \(2, 8\)"
+                ):
+                    plan.run(plan.hidden(*shape))
+        assert not calls
         plan.reset()
         check(run(plan, x), BERT, weights, x)
 
@@ -225,6 +237,10 @@ def test_a_failed_launch_leaves_the_cache_as_it_was(stream: Stream, fail: Any) -
         ({"norm_eps": -1.0}, "norm_eps is -1.0; it takes 0 or more"),
         ({"bias": 1}, "bias is 1; it takes True or False"),
         ({"rope": "half"}, "rope is str; it takes a Rope"),
+        ({"rope": Rope("half", rotary_dim=7)}, "rotary_dim is 7; it takes an even number of at most 16"),
+        ({"rope": Rope("half", rotary_dim=18)}, "rotary_dim is 18; it takes an even number of at most 16"),
+        ({"head_dim": 15}, "head_dim is 15; it takes an even number of at most 15"),
+        ({"rope": Rope("half", factors=[1.0] * 7)}, "rope has 7 factors; it takes 8, one a pair"),
     ],
 )
 def test_bad_descriptions(changes: dict[str, Any], message: str) -> None:
@@ -232,7 +248,15 @@ def test_bad_descriptions(changes: dict[str, Any], message: str) -> None:
         replace(LLAMA, **changes)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(("neox",), "style is 'neox'"), (("half", 0.0), "base is 0")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("neox",), "style is 'neox'"),
+        (("half", 0.0), "base is 0"),
+        (("half", 1.0, None, (1.0, 0.0)), r"factors is \(1.0, 0.0\); it takes numbers above 0"),
+        (("half", 1.0, None, ("2",)), "factors is '2'; it takes a finite number"),
+    ],
+)
 def test_bad_rope(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         Rope(*arguments)

@@ -23,7 +23,7 @@ from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import INT32, DeviceTensor, as_dtype
 
-__all__ = ["STYLES", "RopeParams", "defaults", "launch", "specialise"]
+__all__ = ["STYLES", "RopeParams", "defaults", "launch", "pairs_of", "specialise"]
 
 STYLES = ("interleaved", "half")
 MAX_PAIRS = 256  # of a head: their frequencies travel with the arguments
@@ -170,12 +170,9 @@ def _plan(
     if in_place and out_strides != x_strides:
         raise ArgumentError(f"out is x with strides {out_strides}; x has {x_strides}, and in place both are alike")
     batch, tokens, heads, head_dim = shape
-    turned = head_dim if rotary_dim is None else integer("rotary_dim", rotary_dim)
-    if turned % 2 or turned > min(head_dim, 2 * MAX_PAIRS):
-        name = "head_dim" if rotary_dim is None else "rotary_dim"
-        raise ArgumentError(f"{name} is {turned}; it takes an even number of at most {min(head_dim, 2 * MAX_PAIRS)}")
+    pairs = pairs_of(head_dim, rotary_dim)
     where = _starts(starts, batch, tokens)
-    pairs, rest = turned // 2, 0 if in_place else head_dim - turned
+    rest = 0 if in_place else head_dim - 2 * pairs
     rows, columns = batch * tokens * heads, max(pairs, rest)
     if not rows * columns:
         return None
@@ -188,6 +185,21 @@ def _plan(
     strides = (*where, *x_strides[:3], *out_strides[:3])
     step = 0 if starts is not None and starts[0] == "positions" else 1
     return kernel, config, strides, (batch, tokens, heads, pairs, rest, step, row_shift, blocks_per_row)
+
+
+def pairs_of(head_dim: int, rotary_dim: int | None) -> int:
+    """Return how many pairs of a head are turned.
+
+    Raises
+    ------
+    ArgumentError
+        `rotary_dim`, or `head_dim` without it, is odd or too large.
+    """
+    turned, most = head_dim if rotary_dim is None else integer("rotary_dim", rotary_dim), min(head_dim, 2 * MAX_PAIRS)
+    if turned % 2 or turned > most:
+        name = "head_dim" if rotary_dim is None else "rotary_dim"
+        raise ArgumentError(f"{name} is {turned}; it takes an even number of at most {most}")
+    return turned // 2
 
 
 def _starts(starts: Operand | None, batch: int, tokens: int) -> tuple[int, int]:
