@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from hipattn import models
 from hipattn.cli.models import add_platform_and_dtype, apply
 from hipattn.cli.output import Commands
+from hipattn.errors import ArgumentError
 from hipattn.models.generation import Generation
 
 __all__ = ["add_to", "run"]
@@ -35,6 +37,8 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate."""
     apply(arguments)
+    if arguments.model != "smollm2" and not Path(arguments.model).is_file():
+        raise ArgumentError(f"--model is {arguments.model}; there is no such file, and smollm2 is the only name")
     with models.load(arguments.model, dtype=arguments.dtype) as model:
         answer = model.generate(
             arguments.prompt,

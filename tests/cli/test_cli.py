@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,23 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
         main(arguments)
     assert exited.value.code == 2
     assert "usage: hipattn" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_had_enough() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "hipattn", "cache"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hipattn.cli.cache.run", interrupted)
+    assert main(["cache"]) == 130
+    assert capsys.readouterr().err == "\n"
 
 
 def test_a_kernel_is_named_by_kernel_source_or_pattern() -> None:

@@ -33,7 +33,10 @@ def test_generate(make_gguf: Any) -> None:
         ((" ",), "prompt is ' '; it takes a text"),
         (("e" * 99,), "the prompt has 99 tokens; the model's context is 16"),
         (("the", "--temperature", "-1"), "temperature is -1.0"),
-        (("the", "--model", "nowhere.gguf"), "cannot read nowhere.gguf: No such file or directory"),
+        (("the", "--top-p", "2"), "top_p is 2.0; it takes a number above 0, at most 1"),
+        (("the \udcff",), "it takes a text that can be written in UTF-8"),
+        (("the", "--model", "nowhere.gguf"), "--model is nowhere.gguf; there is no such file, and smollm2 is the only"),
+        (("the", "--model", "minilm"), "--model is minilm; there is no such file, and smollm2 is the only name"),
         (("the", "--model", __file__), "is not a GGUF file"),
     ],
 )
