@@ -19,7 +19,7 @@ from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import INT32, DeviceTensor, as_dtype
 
-__all__ = ["SampleParams", "defaults", "launch", "specialise"]
+__all__ = ["SampleParams", "check_numbers", "defaults", "launch", "specialise"]
 
 MAX_COLUMNS = 2**22  # weights of 2^40 each add up in 64 bits
 LONG_ROW = 4096  # elements from which on a row has a block of the most threads
@@ -109,13 +109,8 @@ def launch(
     steps = step if isinstance(step, DeviceTensor) else None
     facts = operands(stream, {"logits": logits, "out": out}, {"step": steps, "sequences": sequences})
     first = 0 if isinstance(step, DeviceTensor) else _below("step", step, 2**63)
-    kept = min(_below("top_k", top_k, 2**63), logits.shape[-1] if logits.shape else 0)
-    heat, mass = number("temperature", temperature), number("top_p", top_p)
-    if heat and heat < MIN_TEMPERATURE:
-        raise ArgumentError(f"temperature is {temperature}; it takes 0, or {MIN_TEMPERATURE} and more")
-    if not 0 < mass <= 1:
-        raise ArgumentError(f"top_p is {top_p}; it takes a number above 0, at most 1")
-    key = _below("seed", seed, 2**63)
+    check_numbers(temperature, top_k, top_p, seed)
+    heat, mass, kept = float(temperature), float(top_p), min(int(top_k), logits.shape[-1] if logits.shape else 0)
     draw = bool(heat) and kept != 1
     plan = _plan(stream.device, draw, *facts)
     if plan is None:
@@ -125,7 +120,24 @@ def launch(
     share = 0 if mass == 1 else min(2**32 - 1, max(1, round(mass * 2**32)))  # 0: all
     top = 0 if kept == logits.shape[-1] else kept
     scale = math.log2(math.e) / heat if heat else 0.0  # weights are powers of 2
-    kernel.launch(stream, config, SampleParams(*pointers, *sizes, key, first, top, share, scale))
+    kernel.launch(stream, config, SampleParams(*pointers, *sizes, int(seed), first, top, share, scale))
+
+
+def check_numbers(temperature: float, top_k: int, top_p: float, seed: int) -> None:
+    """Check the arguments of `launch`.
+
+    Raises
+    ------
+    ArgumentError
+        One is out of its range.
+    """
+    heat = number("temperature", temperature)
+    if heat and heat < MIN_TEMPERATURE:
+        raise ArgumentError(f"temperature is {temperature}; it takes 0, or {MIN_TEMPERATURE} and more")
+    _below("top_k", top_k, 2**63)
+    if not 0 < number("top_p", top_p) <= 1:
+        raise ArgumentError(f"top_p is {top_p}; it takes a number above 0, at most 1")
+    _below("seed", seed, 2**63)
 
 
 def _below(name: str, value: int, end: int) -> int:

@@ -58,12 +58,16 @@ def load(
 
     Raises
     ------
+    ArgumentError
+        `dtype`, `method` or `stream` is not accepted.
     ModelError
         The files cannot be fetched or read, or the model is not supported.
     HipError
         The device has too little memory.
     """
     options: Any = {"dtype": dtype, "method": method, "stream": stream}
-    if name == "minilm" or Path(name).is_dir():
-        return minilm.load(None if name == "minilm" else name, **options)
-    return smollm2.load(None if name == "smollm2" else name, **options)
+    if name == "smollm2":
+        return smollm2.load(**options)
+    if name == "minilm":
+        return minilm.load(**options)
+    return minilm.load(name, **options) if Path(name).is_dir() else smollm2.load(name, **options)

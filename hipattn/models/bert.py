@@ -20,7 +20,7 @@ from hipattn.matmul import matmul
 from hipattn.models.bert_file import BertHyperparameters, BertTokenizer, BertWeights
 from hipattn.models.safetensors_file import SafetensorsFile
 from hipattn.models.upload import upload
-from hipattn.plan import ExecutionPlan
+from hipattn.plan import ExecutionPlan, check_method
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT16, FLOAT32, INT32, UINT8, DeviceTensor, as_dtype
@@ -61,6 +61,8 @@ class Bert:
 
     Raises
     ------
+    ArgumentError
+        `dtype`, `method` or `stream` is not accepted.
     ModelError
         A file cannot be read, they do not fit together, or the architecture is not supported.
     HipError
@@ -81,7 +83,7 @@ class Bert:
         weights = BertWeights(SafetensorsFile(folder / "model.safetensors"), h)
         self.stream = Device(0).default_stream if stream is None else instance("stream", stream, Stream)
         default = FLOAT32 if self.stream.device.simulated else FLOAT16
-        self.dtype, self.method = default if dtype is None else as_dtype(dtype), method
+        self.dtype, self.method = default if dtype is None else as_dtype(dtype), check_method(method)
         self.spec = LayerSpec(
             hidden=h.hidden,
             heads=h.heads,

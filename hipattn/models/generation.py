@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from hipattn.errors import ModelError
+from hipattn.kernels import sample
+
 if TYPE_CHECKING:
     from hipattn.models.llama import Llama
 
@@ -15,16 +18,27 @@ __all__ = ["Generation", "Sampling"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: the arguments of `hipattn.kernels.sample.launch`."""
+    """How tokens are chosen: the arguments of `hipattn.kernels.sample.launch`.
+
+    Raises
+    ------
+    ArgumentError
+        A number is out of its range.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        sample.check_numbers(**asdict(self))
+
 
 class Generation:
     """The pieces of an answer's text, each as soon as its last byte is known. It can be iterated over once.
+
+    Iterating raises `ModelError` where numbers are too large for the model's dtype, and `HipError` where a call fails.
 
     Attributes
     ----------
@@ -75,6 +89,11 @@ class Generation:
                 token = int(session.choose(**asdict(sampling)).numpy(stream=model.stream)[0])
                 self.seconds = time.perf_counter() - start
                 self.first_token_seconds = self.first_token_seconds or self.seconds
+                if token < 0:
+                    raise ModelError(
+                        f"the logits after {session.length} tokens hold NaN: the model's numbers are too large for "
+                        f"{model.dtype.name}; another dtype may hold them"
+                    )
                 if token in model.tokenizer.stops:
                     self.ended = "stop"
                     break

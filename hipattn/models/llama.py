@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from hipattn.models.session import Session
 from hipattn.models.tokenizer import Tokenizer
 from hipattn.models.upload import upload
 from hipattn.models.weights import EMBEDDING, NORM, OUTPUT, LlamaWeights
+from hipattn.plan import check_method
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT16, FLOAT32, DeviceTensor, as_dtype
@@ -56,6 +57,8 @@ class Llama:
 
     Raises
     ------
+    ArgumentError
+        `dtype`, `method` or `stream` is not accepted.
     ModelError
         The architecture, tokenizer or quantisation is not supported, or a tensor is missing or has the wrong shape.
     HipError
@@ -70,13 +73,13 @@ class Llama:
         method: str = "auto",
         stream: Stream | None = None,
     ) -> None:
-        self._file = file
+        self._file = instance("file", file, GGUFFile)
         self.tokenizer = Tokenizer(file)
         weights = LlamaWeights(file)
         self.hyperparameters = h = weights.hyperparameters
         self.stream = Device(0).default_stream if stream is None else instance("stream", stream, Stream)
         default = FLOAT32 if self.stream.device.simulated else FLOAT16
-        self.dtype, self.method = default if dtype is None else as_dtype(dtype), method
+        self.dtype, self.method = default if dtype is None else as_dtype(dtype), check_method(method)
         self.spec = LayerSpec(
             hidden=h.hidden,
             heads=h.heads,
@@ -208,10 +211,11 @@ class Llama:
         ModelError
             The GGUF has no chat template, or a damaged one.
         """
-        is_tokens = not isinstance(prompt, str) and len(prompt) > 0 and not hasattr(prompt[0], "keys")
-        ids = self.check_tokens(prompt if is_tokens else self.encode(prompt))  # type: ignore[arg-type]
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return Generation(self, ids, integer("max_tokens", max_tokens, 1), sampling)
+        max_tokens, sampling = integer("max_tokens", max_tokens, 1), Sampling(temperature, top_k, top_p, seed)
+        is_text = isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray)
+        is_chat = is_text or not len(prompt) or isinstance(prompt[0], Mapping)
+        ids = self.check_tokens(self.encode(prompt) if is_chat else prompt)  # type: ignore[arg-type]
+        return Generation(self, ids, max_tokens, sampling)
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """Return a sequence's tokens.
@@ -222,7 +226,10 @@ class Llama:
             There is none, there are more than the model's context, or one is not in the vocabulary.
         """
         h = self.hyperparameters
-        ids = np.asarray(tokens)
+        try:
+            ids = np.asarray(tokens)
+        except ValueError as error:  # rows of different lengths
+            raise ArgumentError(f"tokens is {tokens!r}; it takes one or more integers") from error
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
             raise ArgumentError(f"tokens is {ids.dtype} {ids.shape}; it takes one or more integers")
         if ids.size > h.context:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hipattn.arguments import integer
+from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError
 from hipattn.kernels import embedding, norm, sample
 from hipattn.matmul import matmul
@@ -27,7 +28,7 @@ class Session:
     ::
 
         with model.session(batch=2, capacity=256) as session:
-            logits = session.prefill([first, second])
+            session.prefill([first, second])
             while going:
                 ids = session.choose(temperature=0)
                 show(ids.numpy())
@@ -95,20 +96,21 @@ class Session:
         Raises
         ------
         ArgumentError
-            The number of sequences is not the batch, one is empty, too long, or has a token that is not in the
-            vocabulary; or lengths differ, and the method is "staged".
+            The number of sequences is not the batch, one is empty, longer than the capacity, or has a token that is not
+            in the vocabulary; or lengths differ, and the method is "staged". The session is as it was.
         HipError
-            A call fails.
+            A call fails. The session is empty.
         """
         if len(prompts) != self.plan.batch:
             raise ArgumentError(f"prompts has {len(prompts)} sequences; the session is for {self.plan.batch}")
-        sequences = [self.model.check_tokens(prompt) for prompt in prompts]
+        sequences = [self._check(prompt) for prompt in prompts]
         ids, present = self._upload(sequences)
         self.plan.reset(present)
         self._chosen = 0
-        for start in range(0, ids.shape[1], self.plan.tokens):
-            hidden = self._forward(ids[:, start : start + self.plan.tokens])
-        return self._finish(hidden)
+        with self._undone():
+            for start in range(0, ids.shape[1], self.plan.tokens):
+                hidden = self._forward(ids[:, start : start + self.plan.tokens])
+            return self._finish(hidden)
 
     def step(self, ids: DeviceTensor | None = None) -> DeviceTensor:
         """Append a token to each sequence, and return `logits`.
@@ -121,16 +123,20 @@ class Session:
         Raises
         ------
         ArgumentError
-            `ids` does not fit.
+            `ids` does not fit; or the session is empty, or nothing was chosen.
         CacheFullError
             The session has no room for another token.
         HipError
-            A call fails.
+            A call fails. The sequences are as they were.
         """
-        ids = self.ids if ids is None else ids
+        self._check_begun()
+        if ids is None and not self._chosen:
+            raise ArgumentError("ids is None, and nothing was chosen; choose() comes first")
+        ids = self.ids if ids is None else instance("ids", ids, DeviceTensor)
         if ids.shape != self.ids.shape:
             raise ArgumentError(f"ids has shape {ids.shape}; it takes {self.ids.shape}")
-        return self._finish(self._forward(ids.reshape(self.plan.batch, 1)))
+        with self._undone():
+            return self._finish(self._forward(ids.reshape(self.plan.batch, 1)))
 
     def choose(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> DeviceTensor:
         """Choose each sequence's next token by `logits`, and return `ids`. Arguments: `hipattn.kernels.sample.launch`.
@@ -138,32 +144,47 @@ class Session:
         Raises
         ------
         ArgumentError
-            A number is out of its range.
+            A number is out of its range, or the session is empty.
         HipError
             A call fails.
         """
+        self._check_begun()
         options: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         sample.launch(self.logits, self.ids, **options, step=self._chosen, stream=self.stream)
         self._chosen += 1
         return self.ids
 
     def logits_of(self, tokens: Sequence[int]) -> DeviceTensor:
-        """Begin anew with one sequence, and return the logits after each of its tokens.
+        """Return the logits after each token of one sequence. The session, of batch 1, is empty after it.
 
         Returns
         -------
         logits : DeviceTensor
             [tokens, vocabulary], float32: new memory.
+
+        Raises
+        ------
+        ArgumentError
+            The session is of another batch, or the sequence is empty, longer than the capacity, or has a token that is
+            not in the vocabulary. The session is as it was.
+        HipError
+            A call fails.
         """
+        if self.plan.batch != 1:
+            raise ArgumentError(f"tokens is one sequence; the session is for {self.plan.batch}")
+        tokens = self._check(tokens)
         ids = DeviceTensor.from_numpy(np.array([tokens], np.int32), stream=self.stream)
         self.plan.reset()
         h = self.model.hyperparameters
         logits = DeviceTensor.empty((len(tokens), h.vocabulary), FLOAT32, stream=self.stream)
-        for start in range(0, len(tokens), self.plan.tokens):
-            hidden = self._forward(ids[:, start : start + self.plan.tokens])
-            rows = hidden.reshape(hidden.shape[1], h.hidden)
-            norm.launch(rows, self.model.norm, eps=h.norm_eps, stream=self.stream)
-            matmul(rows, self._output, logits[start : start + rows.shape[0]], stream=self.stream)
+        try:
+            for start in range(0, len(tokens), self.plan.tokens):
+                hidden = self._forward(ids[:, start : start + self.plan.tokens])
+                rows = hidden.reshape(hidden.shape[1], h.hidden)
+                norm.launch(rows, self.model.norm, eps=h.norm_eps, stream=self.stream)
+                matmul(rows, self._output, logits[start : start + rows.shape[0]], stream=self.stream)
+        finally:
+            self.plan.reset()  # `self.logits` would not be of these tokens
         return logits
 
     def close(self) -> None:
@@ -177,6 +198,30 @@ class Session:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _check(self, tokens: Sequence[int]) -> list[int]:
+        """Return a sequence's tokens, which fit the session."""
+        ids = self.model.check_tokens(tokens)
+        assert self.plan.cache is not None
+        if len(ids) > self.plan.cache.capacity:
+            raise ArgumentError(
+                f"the prompt has {len(ids)} tokens; the session's capacity is {self.plan.cache.capacity}"
+            )
+        return ids
+
+    def _check_begun(self) -> None:
+        if not self.length:
+            raise ArgumentError("the session is empty; prefill() comes first")
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Take back what an error leaves half done."""
+        length = self.length
+        try:
+            yield
+        except BaseException:
+            self.plan.truncate(length)
+            raise
 
     @property
     def _output(self) -> DeviceTensor:

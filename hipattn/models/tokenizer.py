@@ -105,6 +105,11 @@ class Tokenizer:
         mark
             A character that is taken out of the text after the control tokens have been found: a name with this
             character inside is plain text.
+
+        Raises
+        ------
+        ArgumentError
+            The text cannot be written in UTF-8.
         """
         ids = list(self._prefix) if begin else []
         for n, piece in enumerate(self._control.split(text)):
@@ -112,7 +117,10 @@ class Tokenizer:
                 ids.append(self.control[piece])
             elif piece:
                 plain = piece if mark is None else piece.replace(mark, "")
-                ids += self._bpe.encode(plain, add_special_tokens=False).ids
+                try:
+                    ids += self._bpe.encode(plain, add_special_tokens=False).ids
+                except TypeError:  # of half a surrogate pair
+                    raise ArgumentError(f"text is {text!r}; it takes a text that can be written in UTF-8") from None
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

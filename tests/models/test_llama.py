@@ -163,6 +163,12 @@ def test_bad_prompts(stream: Stream, path: Path) -> None:
         for prompt, message in (
             ("", "prompt is ''; it takes a text"),
             (" \n", "prompt is .*; it takes a text"),
+            ("the \ud800", "it takes a text that can be written in UTF-8"),
+            (None, "messages is None; it takes a sequence of one or more"),
+            (7, "messages is 7; it takes a sequence of one or more"),
+            ({"role": "user", "content": "the"}, "messages is {.*}; it takes a sequence of one or more"),
+            ([[1], [2, 3]], r"tokens is \[\[1\], \[2, 3\]\]; it takes one or more integers"),
+            (["the"], r"tokens is <U3 \(1,\); it takes one or more integers"),
             ([], r"messages is \[\]; it takes a sequence of one or more"),
             ([1, len(VOCABULARY)], f"tokens has 1 to {len(VOCABULARY)}; the vocabulary's are 0 to"),
             ([-1], "tokens has -1 to -1"),
@@ -177,9 +183,11 @@ def test_bad_prompts(stream: Stream, path: Path) -> None:
             ({"max_tokens": 0}, "max_tokens is 0; it takes an integer of 1 or more"),
             ({"temperature": -1.0}, "temperature is -1.0"),
             ({"top_p": 0.0}, r"top_p is 0\.0"),
+            ({"top_k": -1}, "top_k is -1; it takes an integer of 0 or more"),
+            ({"seed": 2**63}, "seed is 9223372036854775808; it takes at most"),
         ):
             with pytest.raises(ArgumentError, match=message):
-                model.generate(IDS, **options).text()
+                model.generate(IDS, **options)
         with pytest.raises(ArgumentError, match="capacity is 17; the model's context is 16"):
             model.session(capacity=17)
         with model.session(batch=2, capacity=9) as session:
@@ -191,6 +199,96 @@ def test_bad_prompts(stream: Stream, path: Path) -> None:
                 session.step()
             with pytest.raises(ArgumentError, match=r"ids has shape \(1,\); it takes \(2,\)"):
                 session.step(session.ids[:1])
+            with pytest.raises(ArgumentError, match="ids is list; it takes a DeviceTensor"):
+                session.step([1, 2])
+            with pytest.raises(ArgumentError, match="tokens is one sequence; the session is for 2"):
+                session.logits_of(IDS)
+            assert session.length == 9
+
+
+def test_what_does_not_fit_a_session_leaves_it_as_it_was(stream: Stream, path: Path) -> None:
+    expected = reference(path).forward(IDS)
+    with (
+        Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model,
+        model.session(capacity=8, tokens=4) as session,
+    ):
+        session.prefill([IDS[:5]])
+        with bindings.record() as calls:
+            for tokens, message in (
+                (IDS, "the prompt has 9 tokens; the session's capacity is 8"),
+                ([], "tokens is float64"),
+                ([len(VOCABULARY)], "the vocabulary's are 0 to"),
+            ):
+                with pytest.raises(ArgumentError, match=message):
+                    session.prefill([tokens])
+                with pytest.raises(ArgumentError, match=message):
+                    session.logits_of(tokens)
+        assert not calls
+        assert session.length == 5
+        ids = DeviceTensor.from_numpy(np.array(IDS[5:6], np.int32), stream=stream)
+        assert_close(session.step(ids).numpy()[0], expected[5], atol=1e-4)
+
+
+def test_a_session_is_begun_by_a_prompt(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model, model.session(capacity=12) as session:
+
+        def empty() -> None:
+            assert session.length == 0
+            for act in (session.choose, session.step, lambda: session.step(session.ids)):
+                with pytest.raises(ArgumentError, match=r"the session is empty; prefill\(\) comes first"):
+                    act()
+
+        empty()
+        session.prefill([IDS])
+        with pytest.raises(ArgumentError, match=r"nothing was chosen; choose\(\) comes first"):
+            session.step()
+        session.choose()
+        session.step()
+        session.logits_of(IDS)
+        empty()
+
+
+def test_a_call_that_fails_halfway_is_undone(stream: Stream, path: Path, fail: Any) -> None:
+    expected = reference(path).forward(IDS)
+    ids = DeviceTensor.from_numpy(np.array(IDS[5:6], np.int32), stream=stream)
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model, model.session(tokens=3) as session:
+        session.prefill([IDS[:5]])
+        with bindings.record() as calls:
+            session.step(ids)
+        products = [name for name, _ in calls].count("hipblasGemmStridedBatchedEx")
+        for nth in (1, products - 1, products):  # the last gives the logits
+            session.prefill([IDS[:5]])
+            with fail(f"hipblasGemmStridedBatchedEx:{nth}"), pytest.raises(HipError):
+                session.step(ids)
+            assert session.length == 5
+            assert_close(session.step(ids).numpy()[0], expected[5], atol=1e-4)
+        for act in (lambda: session.prefill([IDS]), lambda: session.logits_of(IDS)):
+            with fail(f"hipblasGemmStridedBatchedEx:{products + 1}"), pytest.raises(HipError):
+                act()  # in the second part
+            assert session.length == 0
+
+
+def test_numbers_that_the_dtype_cannot_hold(stream: Stream, make_gguf: Any) -> None:
+    large = {name: value * 3000 if "norm" in name else value for name, value in TENSORS.items()}
+    path = make_gguf(tensors=large)
+    with Llama(GGUFFile(path), dtype=np.float16, stream=stream) as model:
+        answer = model.generate(IDS)
+        with pytest.raises(ModelError, match=r"the logits after 9 tokens hold NaN: .* too large for float16"):
+            answer.text()
+        assert answer.tokens == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"method": "fast"}, "method is 'fast'; accepted: auto, flash, staged"), ({"dtype": "int8"}, "dtype is int8")],
+)
+def test_bad_options(stream: Stream, path: Path, options: dict[str, str], message: str) -> None:
+    file = GGUFFile(path)
+    with bindings.record() as calls, pytest.raises(ArgumentError, match=message):
+        Llama(file, stream=stream, **options)
+    assert not calls
+    with pytest.raises(ArgumentError, match="file is str; it takes a GGUFFile"):
+        Llama(str(path), stream=stream)  # type: ignore[arg-type]
 
 
 def test_files_that_are_refused_leave_nothing(stream: Stream, make_gguf: Any) -> None:
@@ -218,6 +316,14 @@ def test_no_memory_leaves_nothing(stream: Stream, path: Path, fail: Any) -> None
 def test_load_by_path(path: Path, name: str) -> None:
     with hipattn.models.load(str(path) if name == "str" else path, dtype="float16", method="flash") as model:
         assert (model.dtype, model.method) == (np.float16, "flash")
+
+
+def test_a_name_is_no_folder(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hipattn.models.smollm2.fetch", lambda file: path)
+    (tmp_path / "here" / "smollm2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with hipattn.models.load("smollm2") as model:
+        assert type(model) is Llama
 
 
 # Jane Austen, Pride and Prejudice, 1813: about two hundred tokens.
