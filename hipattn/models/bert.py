@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
-from hipattn.errors import ArgumentError
+from hipattn.errors import ArgumentError, ModelError
 from hipattn.kernels import embedding, norm
 from hipattn.layers import LayerSpec, LayerWeights
 from hipattn.matmul import matmul
@@ -156,6 +156,8 @@ class Bert:
         ------
         ArgumentError
             A text is empty, or has more tokens than the model has positions for: nothing was launched.
+        ModelError
+            Numbers on the way are too large for the dtype.
         HipError
             A call fails, or the device has too little memory.
         """
@@ -169,6 +171,11 @@ class Bert:
         for rows in batches:
             pooled = self._forward([sequences[i] for i in rows], workspace)
             embeddings[rows] = pooled.numpy(stream=self.stream)
+        for i in np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[:1]:
+            raise ModelError(
+                f"the embedding of texts[{i}] holds NaN: the model's numbers are too large for {self.dtype.name}; "
+                "another dtype may hold them"
+            )
         return embeddings
 
     def _encode(self, text: str, name: str) -> list[int]:

@@ -79,6 +79,8 @@ class Hyperparameters:
         )
         if found.heads % found.kv_heads:
             raise ModelError(f"{file.path}: {found.heads} heads are no multiple of {found.kv_heads} KV heads")
+        if head_dim % 2:
+            raise ModelError(f"{file.path}: head_dim is {head_dim}; RoPE turns pairs, and takes an even number")
         _refuse_unknown_options(file, head_dim)
         return found
 

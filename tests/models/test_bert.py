@@ -11,6 +11,7 @@ from ml_dtypes import finfo
 from numpy.typing import NDArray
 
 from hipattn import ArgumentError, ClosedError, HipError, Stream
+from hipattn.errors import ModelError
 from hipattn.models import minilm
 from hipattn.models.bert import Bert
 from hipattn.models.bert_file import BertHyperparameters, BertTokenizer, BertWeights
@@ -143,6 +144,15 @@ def test_bad_options(folder: Path) -> None:
         Bert(folder, stream=3)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="method is 'fast'; accepted: auto"):
         Bert(folder, method="fast")
+
+
+def test_numbers_that_the_dtype_cannot_hold(stream: Stream, tmp_path: Path) -> None:
+    names = "embeddings.LayerNorm.weight", "encoder.layer.1.attention.output.LayerNorm.weight"
+    large = {name: np.full(12, 5e4, np.float32) for name in names}
+    folder = tiny_bert.write(tmp_path, changed=large)
+    message = r"the embedding of texts\[0\] holds NaN: .* too large for float16"
+    with Bert(folder, dtype=np.float16, stream=stream) as model, pytest.raises(ModelError, match=message):
+        model.embed(["cat", "sat"])
 
 
 def test_closed(folder: Path) -> None:

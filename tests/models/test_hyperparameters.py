@@ -41,6 +41,7 @@ def test_defaults(make_gguf) -> None:
         ({"llama.block_count": 0}, "llama.block_count is 0, expected a positive int"),
         ({"llama.rope.freq_base": "high"}, "llama.rope.freq_base is 'high', expected a positive float"),
         ({"llama.attention.head_count_kv": 3}, "4 heads are no multiple of 3 KV heads"),
+        ({"llama.attention.key_length": 7}, "head_dim is 7; RoPE turns pairs, and takes an even number"),
         ({"llama.rope.dimension_count": 4}, "llama.rope.dimension_count is 4; only 8 is supported"),
         ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn'; only 'none' is supported"),
         ({"llama.expert_count": 8}, "llama.expert_count is 8; only 0 is supported"),
