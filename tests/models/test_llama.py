@@ -15,6 +15,7 @@ from hipattn.errors import ModelError
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.llama import Llama
 from hipattn.models.llama_reference import LlamaReference
+from hipattn.models.session import Session
 from hipattn.models.tokenizer import Tokenizer
 from hipattn.models.weights import LlamaWeights
 from hipattn.runtime import bindings
@@ -140,15 +141,28 @@ def test_seeds(stream: Stream, path: Path) -> None:
 
         drawn = [tokens(temperature=1.0, seed=seed) for seed in (1, 2, 1)]
         assert drawn[0] == drawn[2] != drawn[1]
-        assert len(set(drawn[0])) > 1
+        with model.session(capacity=2) as session:  # each draw of a sequence is another, of the same logits too
+            session.prefill([IDS[:2]])
+            assert len({int(session.choose(temperature=1.0, seed=1).numpy()[0]) for _ in range(8)}) > 2
         assert tokens(temperature=1.0, top_k=1) == tokens(temperature=1.0, top_p=1e-6) == tokens()
 
 
-def test_an_answer_that_is_left_frees_its_memory(stream: Stream, path: Path) -> None:
+def test_an_answer_that_is_left_frees_its_memory(stream: Stream, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def session(model: Llama, **options: Any) -> Session:
+        made.append(Session(model, 1, **options))
+        return made[-1]
+
+    monkeypatch.setattr(Llama, "session", session)
     with Llama(GGUFFile(path), stream=stream) as model:
-        answer = iter(model.generate(IDS, max_tokens=5, temperature=1.0))
-        next(answer)
-        del answer
+        pieces = iter(model.generate(IDS[:4], max_tokens=5, temperature=1.0))
+        next(pieces)
+        assert made[0].plan.cache.capacity == 4 + 5 - 1  # the last token is chosen, not seen
+        assert not made[0].plan.cache.closed
+        pieces.close()
+        assert made[0].plan.cache.closed
+        assert made[0].logits.buffer.closed
 
 
 def test_chat(stream: Stream, path: Path) -> None:
