@@ -29,7 +29,10 @@ MAX_SHAPES = 64  # whose views are kept
 
 
 class ExecutionPlan:
-    """Layers over their weights, with the memory that they work in: nothing is allocated while they run.
+    """Layers over their weights, with the memory that they work in.
+
+    Nothing is allocated while they run but what `hipattn.attention` keeps for itself: with "staged" the scores, whose
+    memory doubles where a longer cache needs more.
 
     Parameters
     ----------
