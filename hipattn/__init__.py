@@ -30,6 +30,7 @@ from hipattn.errors import (
 )
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.layers import LayerSpec, LayerWeights, Rope
+from hipattn.paged_plan import PagedPlan
 from hipattn.plan import ExecutionPlan
 from hipattn.runtime import Blas, Device, DeviceBuffer, Event, Graph, Kernel, LaunchConfig, Module, Stream
 from hipattn.tensor import DeviceTensor
@@ -62,6 +63,7 @@ __all__ = [
     "Module",
     "OutOfPagesError",
     "PagedKVCache",
+    "PagedPlan",
     "PlatformError",
     "Rope",
     "ScoreMod",

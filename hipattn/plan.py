@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from hipattn.arguments import instance, integer
 from hipattn.attn.functional import attention
@@ -268,29 +268,40 @@ class ExecutionPlan:
         if self._check("output projection: out", out) != hidden.shape[:2]:
             raise ArgumentError(f"output projection: out has shape {out.shape}; hidden has {hidden.shape}")
         stream, spec = self.stream, self.spec
-        past = 0 if self.cache is None else self.cache.length(layer)
-        if self.cache is not None:
-            self.cache.check(layer, on.k, on.v)
-
+        positions = self._admit(layer, on)
         matmul(_flat(hidden), products["qkv"], on.projected, stream=stream)
         if weights.qkv_bias is not None:
             add.launch(on.projected, weights.qkv_bias, stream=stream)
         if spec.rope is not None:
             options: Any = {"rotary_dim": spec.rope.rotary_dim, "factors": spec.rope.factors}
-            rope.launch(on.qk, style=spec.rope.style, base=spec.rope.base, start=past, stream=stream, **options)
-        k, v = on.k, on.v
-        if self.cache is not None:
-            self.cache.append(layer, k, v, stream=stream)
-            k, v = self.cache.view(layer)
-        mask = None if self._present is None else self._present[..., : k.shape[1]]
-        method = self.method
-        if method == "auto":
-            method = "staged" if self.device.simulated and mask is None else "flash"
-        attention(on.q, k, v, causal=spec.causal, mask=mask, out=on.attended, method=method, stream=stream)
+            rope.launch(on.qk, style=spec.rope.style, base=spec.rope.base, stream=stream, **positions, **options)
+        self._attend(layer, on)
         matmul(on.attended_rows, products["out"], _flat(out), accumulate=accumulate, stream=stream)
         if weights.out_bias is not None:
             add.launch(out, weights.out_bias, stream=stream)
         return out
+
+    def _admit(self, layer: int, on: _Activations) -> dict[str, Any]:
+        """Check that there is room for new keys and values, and return where RoPE has their positions from."""
+        if self.cache is None:
+            return {"start": 0}
+        self.cache.check(layer, on.k, on.v)
+        return {"start": self.cache.length(layer)}
+
+    def _attend(self, layer: int, on: _Activations) -> None:
+        """Keep the new keys and values, and let the queries attend to what there is then."""
+        k, v = on.k, on.v
+        if self.cache is not None:
+            self.cache.append(layer, k, v, stream=self.stream)
+            k, v = self.cache.view(layer)
+        self._attend_to(k, v, on)
+
+    def _attend_to(self, k: DeviceTensor, v: DeviceTensor, on: _Activations) -> None:
+        mask = None if self._present is None else self._present[..., : k.shape[1]]
+        method = self.method
+        if method == "auto":
+            method = "staged" if self.device.simulated and mask is None else "flash"
+        attention(on.q, k, v, causal=self.spec.causal, mask=mask, out=on.attended, method=method, stream=self.stream)
 
     def feed_forward(
         self, hidden: DeviceTensor, layer: int, *, out: DeviceTensor, accumulate: bool = False
@@ -368,7 +379,7 @@ class ExecutionPlan:
         if self.cache is not None:
             self.cache.close()
 
-    def __enter__(self) -> ExecutionPlan:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from hipattn import ArgumentError, Device, DeviceTensor, Stream
 from hipattn.matmul import matmul
+from hipattn.runtime import bindings
 from tests.helpers.gate import held
 from tests.helpers.inputs import poisoned
 
@@ -49,3 +53,18 @@ def test_refused(stream: Stream, shapes: tuple[tuple[int, ...], ...], message: s
     a, b, out = (DeviceTensor.empty(shape, stream=stream) for shape in shapes)
     with pytest.raises(ArgumentError, match=message):
         matmul(a, b, out, stream=stream)
+
+
+@pytest.mark.skipif(not bindings.platform().simulated, reason="of the simulator's BLAS")
+def test_the_process_ends_with_products_pending() -> None:
+    script = """
+import numpy as np
+from hipattn import DeviceTensor, Stream
+from hipattn.matmul import matmul
+stream = Stream()
+a, b, c = (DeviceTensor.from_numpy(np.ones((512, 512), np.float32), stream=stream) for _ in range(3))
+for _ in range(300):
+    matmul(a, b, c, stream=stream)
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

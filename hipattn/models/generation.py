@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from hipattn.errors import ModelError
-from hipattn.kernels import sample
+from hipattn.models.head import Sampling, read
 
 if TYPE_CHECKING:
     from hipattn.models.llama import Llama
 
-__all__ = ["Generation", "Sampling"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen: the arguments of `hipattn.kernels.sample.launch`.
-
-    Raises
-    ------
-    ArgumentError
-        A number is out of its range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        sample.check_numbers(**asdict(self))
+__all__ = ["Generation"]
 
 
 class Generation:
@@ -86,14 +66,9 @@ class Generation:
         with model.session(capacity=capacity, tokens=min(len(self.prompt), 512)) as session:
             session.prefill([self.prompt])
             while self.ended is None:
-                token = int(session.choose(**asdict(sampling)).numpy(stream=model.stream)[0])
+                (token,) = read(session.choose(**asdict(sampling)), model)
                 self.seconds = time.perf_counter() - start
                 self.first_token_seconds = self.first_token_seconds or self.seconds
-                if token < 0:
-                    raise ModelError(
-                        f"the logits after {session.length} tokens hold NaN: the model's numbers are too large for "
-                        f"{model.dtype.name}; another dtype may hold them"
-                    )
                 if token in model.tokenizer.stops:
                     self.ended = "stop"
                     break

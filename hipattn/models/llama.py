@@ -11,9 +11,11 @@ import numpy.typing as npt
 from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError
 from hipattn.layers import LayerSpec, LayerWeights, Rope
+from hipattn.models.batch import BatchGeneration
 from hipattn.models.chat import Chat, Message
-from hipattn.models.generation import Generation, Sampling
+from hipattn.models.generation import Generation
 from hipattn.models.gguf_file import GGUFFile
+from hipattn.models.head import Sampling
 from hipattn.models.session import Session
 from hipattn.models.tokenizer import Tokenizer
 from hipattn.models.upload import upload
@@ -212,10 +214,55 @@ class Llama:
             The GGUF has no chat template, or a damaged one.
         """
         max_tokens, sampling = integer("max_tokens", max_tokens, 1), Sampling(temperature, top_k, top_p, seed)
+        return Generation(self, self._prompt(prompt), max_tokens, sampling)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[Message] | Sequence[int]],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch: int = 8,
+        page_size: int = 16,
+        pages: int | None = None,
+    ) -> BatchGeneration:
+        """Answer several prompts at once: as one answer ends, the next prompt takes its place.
+
+        Parameters
+        ----------
+        prompts
+            Each as `generate` takes one.
+        max_tokens, temperature, top_k, top_p, seed
+            As of `generate`, for each. The n-th prompt draws as sequence n.
+        batch
+            How many are answered at a time, at most.
+        page_size, pages
+            Of the `PagedKVCache` that they share. Default: as many pages as `batch` of the longest take.
+
+        Returns
+        -------
+        BatchGeneration
+            Iterate over it for (prompt's number, piece of text) as they come, or take ``texts()``.
+
+        Raises
+        ------
+        ArgumentError
+            A prompt is empty or longer than the model's context, a number is out of its range, or there are too few
+            pages for the longest prompt and its answer.
+        ModelError
+            The GGUF has no chat template, or a damaged one.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        sequences = [self._prompt(prompt) for prompt in prompts]
+        return BatchGeneration(self, sequences, max_tokens, sampling, batch=batch, page_size=page_size, pages=pages)
+
+    def _prompt(self, prompt: str | Sequence[Message] | Sequence[int]) -> list[int]:
         is_text = isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray)
         is_chat = is_text or not len(prompt) or isinstance(prompt[0], Mapping)
-        ids = self.check_tokens(self.encode(prompt) if is_chat else prompt)  # type: ignore[arg-type]
-        return Generation(self, ids, max_tokens, sampling)
+        return self.check_tokens(self.encode(prompt) if is_chat else prompt)  # type: ignore[arg-type]
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """Return a sequence's tokens.

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError
-from hipattn.kernels import embedding, norm, sample
-from hipattn.matmul import matmul
+from hipattn.models.head import Head, Sampling
 from hipattn.plan import ExecutionPlan
 from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor
 
@@ -68,19 +67,13 @@ class Session:
         self.model, self.stream = model, model.stream
         options: Any = {"batch": batch, "tokens": tokens, "capacity": capacity, "method": model.method}
         self.plan = ExecutionPlan(model.spec, model.layers, **options, stream=model.stream)
-        self._memory: list[DeviceTensor] = []
         try:
-            self._last = self._empty((batch, h.hidden), model.dtype)
-            self.logits = self._empty((batch, h.vocabulary), FLOAT32)
-            self.ids = self._empty((batch,), INT32)
+            self._head = Head(model, self.plan.batch)
         except BaseException:
-            self.close()
+            self.plan.close()
             raise
-        self._chosen = 0
-
-    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
-        self._memory.append(DeviceTensor.empty(shape, dtype, stream=self.stream))
-        return self._memory[-1]
+        self.logits, self.ids = self._head.logits, self._head.ids
+        self._chosen = False
 
     @property
     def length(self) -> int:
@@ -106,11 +99,11 @@ class Session:
         sequences = [self._check(prompt) for prompt in prompts]
         ids, present = self._upload(sequences)
         self.plan.reset(present)
-        self._chosen = 0
+        self._chosen = False
         with self._undone():
             for start in range(0, ids.shape[1], self.plan.tokens):
                 hidden = self._forward(ids[:, start : start + self.plan.tokens])
-            return self._finish(hidden)
+            return self._head.finish(hidden)
 
     def step(self, ids: DeviceTensor | None = None) -> DeviceTensor:
         """Append a token to each sequence, and return `logits`.
@@ -136,7 +129,7 @@ class Session:
         if ids.shape != self.ids.shape:
             raise ArgumentError(f"ids has shape {ids.shape}; it takes {self.ids.shape}")
         with self._undone():
-            return self._finish(self._forward(ids.reshape(self.plan.batch, 1)))
+            return self._head.finish(self._forward(ids.reshape(self.plan.batch, 1)))
 
     def choose(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> DeviceTensor:
         """Choose each sequence's next token by `logits`, and return `ids`. Arguments: `hipattn.kernels.sample.launch`.
@@ -149,9 +142,9 @@ class Session:
             A call fails.
         """
         self._check_begun()
-        options: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        sample.launch(self.logits, self.ids, **options, step=self._chosen, stream=self.stream)
-        self._chosen += 1
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        self._head.choose(self.plan.batch, sampling, step=self.length)
+        self._chosen = True
         return self.ids
 
     def logits_of(self, tokens: Sequence[int]) -> DeviceTensor:
@@ -180,9 +173,7 @@ class Session:
         try:
             for start in range(0, len(tokens), self.plan.tokens):
                 hidden = self._forward(ids[:, start : start + self.plan.tokens])
-                rows = hidden.reshape(hidden.shape[1], h.hidden)
-                norm.launch(rows, self.model.norm, eps=h.norm_eps, stream=self.stream)
-                matmul(rows, self._output, logits[start : start + rows.shape[0]], stream=self.stream)
+                self._head.finish_all(hidden, logits[start : start + hidden.shape[1]])
         finally:
             self.plan.reset()  # `self.logits` would not be of these tokens
         return logits
@@ -190,8 +181,7 @@ class Session:
     def close(self) -> None:
         """Free the session's memory, after the work that uses it. The model stays."""
         self.plan.close()
-        for tensor in self._memory:
-            tensor.buffer.close()
+        self._head.close()
 
     def __enter__(self) -> Session:
         return self
@@ -223,19 +213,10 @@ class Session:
             self.plan.truncate(length)
             raise
 
-    @property
-    def _output(self) -> DeviceTensor:
-        return self.model.output.transpose(1, 0)
-
     def _forward(self, ids: DeviceTensor) -> DeviceTensor:
         hidden = self.plan.hidden(*ids.shape)
-        embedding.launch(self.model.embedding, ids, hidden, stream=self.stream)
+        self._head.embed(ids, hidden)
         return self.plan.run(hidden)
-
-    def _finish(self, hidden: DeviceTensor) -> DeviceTensor:
-        eps = self.model.hyperparameters.norm_eps
-        norm.launch(hidden[:, -1], self.model.norm, self._last, eps=eps, stream=self.stream)
-        return matmul(self._last, self._output, self.logits, stream=self.stream)
 
     def _upload(self, sequences: Sequence[Sequence[int]]) -> tuple[DeviceTensor, DeviceTensor | None]:
         """Return the sequences' ids, aligned at their ends, and which of the cache's places hold one: in one copy."""

@@ -2,6 +2,7 @@
 // HIPATTN_CPU_BLAS names. A product is an operation of the handle's stream.
 #include <dlfcn.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "../../abi/base.h"
 #include "../../abi/hip_abi.h"
@@ -57,6 +58,18 @@ constexpr int COLUMN_MAJOR = 102;
 typedef void Sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b,
                    int ldb, float beta, float* c, int ldc);
 
+// At the process's end the BLAS stops its threads, and waits forever if a product uses them then: none begins any
+// more, and the one under way is waited for.
+pthread_rwlock_t under_way = PTHREAD_RWLOCK_INITIALIZER;  // read by each product
+bool stopped;
+pid_t owner;
+
+void stop_products() {
+    if (getpid() != owner) return;  // a child process has none of the threads
+    __atomic_store_n(&stopped, true, __ATOMIC_RELEASE);
+    pthread_rwlock_wrlock(&under_way);
+}
+
 Sgemm* load_blas() {
     static Sgemm* loaded;
     if (loaded) return loaded;
@@ -64,6 +77,7 @@ Sgemm* load_blas() {
     void* library = path && *path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
     void* found = library ? dlsym(library, "scipy_cblas_sgemm") : nullptr;
     if (library && !found) found = dlsym(library, "cblas_sgemm");
+    if (found) owner = getpid(), atexit(stop_products);
     if (!found) fprintf(stderr, "hipblas: HIPATTN_CPU_BLAS (%s) is no BLAS: %s\n", path ? path : "not set", dlerror());
     return loaded = reinterpret_cast<Sgemm*>(found);
 }
@@ -227,8 +241,11 @@ void run(hipStream stream, Product& p) {
         if (p.reads_ab()) left = a.get(p.a, i, true), right = b.get(p.b, i, true);
         int k = p.reads_ab() ? p.k : 0;
         if (k) {
+            if (__atomic_load_n(&stopped, __ATOMIC_ACQUIRE)) return;
+            pthread_rwlock_rdlock(&under_way);
             p.sgemm(COLUMN_MAJOR, p.ta, p.tb, p.m, p.n, k, p.alpha, left, a.leading(p.a), right, b.leading(p.b), p.beta, out,
                     c.leading(p.c));
+            pthread_rwlock_unlock(&under_way);
         } else {
             for (int j = 0; j < p.n; ++j)
                 for (int r = 0; r < p.m; ++r) {

@@ -1,0 +1,129 @@
+"""The plan over a paged cache: every sequence gives what it gives alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hipattn import ArgumentError, HipError, PagedKVCache, PagedPlan, Stream
+from hipattn.errors import OutOfPagesError
+from tests.helpers.layer_oracle import random_weights, upload_layers
+from tests.helpers.tolerance import DTYPES
+from tests.test_plan import LLAMA, check, embeddings
+
+FLOAT32 = DTYPES[0]
+
+
+@contextmanager
+def planned(stream: Stream, weights: list[Any], *, pages: int = 40, page_size: int = 4) -> Iterator[PagedPlan]:
+    """A plan whose cache is full of NaN."""
+    on_device, dtype = upload_layers(stream, weights), weights[0]["qkv"].dtype
+    sizes = len(weights), pages, page_size, LLAMA.heads_kv, LLAMA.head_dim
+    with PagedKVCache(*sizes, dtype=dtype, stream=stream) as cache:
+        for layer in range(cache.layers):
+            for pool in (cache.keys(layer), cache.values(layer)):
+                pool.copy_from(np.full(pool.shape, np.nan, dtype), stream=stream)
+        with PagedPlan(LLAMA, on_device, cache, batch=4, tokens=80, stream=stream) as plan:
+            yield plan
+    for each in on_device:
+        each.close()
+
+
+def run(plan: PagedPlan, sequences: list[int], x: NDArray[Any]) -> NDArray[Any]:
+    plan.extend(sequences, x.shape[1])
+    hidden = plan.hidden(*x.shape[:2])
+    hidden.copy_from(x, stream=plan.stream)
+    return plan.run(hidden).numpy(stream=plan.stream)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sequences_that_come_and_go(stream: Stream, dtype: np.dtype[Any]) -> None:
+    weights = [random_weights(LLAMA, dtype, seed) for seed in range(2)]
+    x = embeddings(3, 12, dtype)
+    with planned(stream, weights) as plan:
+        first, second = plan.pages.new(), plan.pages.new()
+        parts: list[list[NDArray[Any]]] = [[], [], []]
+        parts[0].append(run(plan, [first], x[:1, :7]))
+        parts[1].append(run(plan, [second], x[1:2, :2]))
+        for at in range(3):  # one token each, at different positions
+            both = run(plan, [first, second], np.stack([x[0, 7 + at], x[1, 2 + at]])[:, None])
+            parts[0].append(both[:1])
+            parts[1].append(both[1:])
+        third = plan.pages.fork(first, 5)  # begins as the first does
+        x[2, :5] = x[0, :5]
+        plan.pages.free(second)
+        both = run(plan, [third, first], np.stack([x[2, 5:7], x[0, 10:12]]))
+        parts[2].append(both[:1])
+        parts[0].append(both[1:])
+        check(np.concatenate(parts[0], axis=1), LLAMA, weights, x[:1])
+        check(np.concatenate(parts[1], axis=1), LLAMA, weights, x[1:2, :5])
+        third_alone = np.concatenate([parts[0][0][:, :5], parts[2][0]], axis=1)
+        check(third_alone, LLAMA, weights, x[2:, :7])
+
+
+def test_long_beginnings(stream: Stream) -> None:
+    weights = [random_weights(LLAMA, FLOAT32, 0)]
+    x = embeddings(1, 80)
+    with planned(stream, weights) as plan:
+        check(run(plan, [plan.pages.new()], x), LLAMA, weights, x)
+        with pytest.raises(ArgumentError, match="tokens is 65; sequences that have tokens already get at most 64"):
+            plan.extend([plan.pages.sequences[0]], 65)
+
+
+def test_too_few_pages(stream: Stream) -> None:
+    weights, x = [random_weights(LLAMA, FLOAT32, 0)], embeddings(1, 13)
+    with planned(stream, weights, pages=3) as plan:
+        sequence = plan.pages.new()
+        first = run(plan, [sequence], x[:, :12])
+        with pytest.raises(OutOfPagesError):
+            run(plan, [sequence], x[:, 12:])
+        assert (plan.pages.length(sequence), plan.pages.free_pages) == (12, 0)
+        check(first, LLAMA, weights, x[:, :12])
+
+
+def test_a_failed_launch_leaves_the_sequences_as_they_were(stream: Stream, fail: Any) -> None:
+    weights, x = [random_weights(LLAMA, FLOAT32, seed) for seed in range(2)], embeddings(1, 6)
+    with planned(stream, weights) as plan:
+        sequence = plan.pages.new()
+        first = run(plan, [sequence], x[:, :5])
+        for call in ("hipModuleLaunchKernel:1", "hipModuleLaunchKernel:8", "hipblasGemmStridedBatchedEx:6"):
+            plan.extend([sequence], 1)
+            hidden = plan.hidden(1, 1)
+            hidden.copy_from(x[:, 5:], stream=stream)
+            with fail(call), pytest.raises(HipError):
+                plan.run(hidden)
+            assert plan.pages.length(sequence) == 5
+        with pytest.raises(ArgumentError, match=r"hidden has shape .* 0 sequences were extended by 0 tokens"):
+            plan.run(hidden)
+        check(np.concatenate([first, run(plan, [sequence], x[:, 5:])], axis=1), LLAMA, weights, x)
+
+
+def test_bad_arguments(stream: Stream) -> None:
+    weights = upload_layers(stream, [random_weights(LLAMA, FLOAT32, 0)])
+    with PagedKVCache(1, 4, 4, 2, 16, dtype=np.float16, stream=stream) as cache:
+        with pytest.raises(
+            ArgumentError, match=r"cache has .*\(1, 2, 16, 16, 'float16'\); the layers take .*'float32'"
+        ):
+            PagedPlan(LLAMA, weights, cache, stream=stream)
+        with pytest.raises(ArgumentError, match="spec is not causal"):
+            PagedPlan(replace(LLAMA, causal=False), weights, cache, stream=stream)
+    with pytest.raises(ArgumentError, match="cache is int; it takes a PagedKVCache"):
+        PagedPlan(LLAMA, weights, 3, stream=stream)  # type: ignore[arg-type]
+    with (
+        PagedKVCache(1, 9, 4, 2, 16, dtype=np.float32, stream=stream) as cache,
+        PagedPlan(LLAMA, weights, cache, batch=2, tokens=4, stream=stream) as plan,
+    ):
+        sequences = [cache.new() for _ in range(3)]
+        with pytest.raises(ArgumentError, match="extend has 3 sequences of 1 tokens; the plan takes 1 to 2 of 1 to 4"):
+            plan.extend(sequences, 1)
+        with pytest.raises(ArgumentError, match="has 1 sequences of 5 tokens"):
+            plan.extend(sequences[:1], 5)
+        plan.extend(sequences[:2], 3)
+        with pytest.raises(ArgumentError, match="2 sequences were extended by 3 tokens"):
+            plan.run(plan.hidden(2, 2))
