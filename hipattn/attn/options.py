@@ -188,11 +188,11 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
     scores = batch, heads_q, seq_q, seq_k
     rows = seq_q * heads_q // max(1, k.shape[2])
 
-    def supports(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int) -> str | None:
+    def decodes(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int) -> str | None:
         return flash_decode.supports(device, dtype, head_dim, value_dim, rows)
 
     out = batch, seq_q, heads_q, value_dim
-    made = _plan(device, "bshd", out, scores[:3], scores, head_dim, q.dtype, options, supports)
+    made = _plan(device, "bshd", out, scores[:3], scores, head_dim, q.dtype, options, decodes)
     if made.method == "flash" and device is not None and not num_splits:
         formula = made.formula["scale"], made.formula["causal"], made.formula["window"], made.formula["softcap"]
         num_splits = flash_decode.best_splits(device, q.dtype, scores, k.shape[2], head_dim, value_dim, formula)
@@ -200,6 +200,7 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
     return replace(made, cache=Cache(num_splits, parts * (value_dim + 1), *pool))
 
 
+# Says why a kernel cannot serve a device, dtype, head_dim and value_dim.
 Supports = Callable[[Device, np.dtype[Any], int, int], str | None]
 
 
@@ -212,7 +213,7 @@ def _plan(
     head_dim: int,
     dtype: np.dtype[Any],
     options: Options,
-    supports: Supports = flash_fwd.supports,
+    decodes: Supports | None = None,
 ) -> Plan:
     causal = boolean("causal", options.causal)
     scale = 1 / math.sqrt(head_dim) if options.scale is None else number("scale", options.scale)
@@ -230,7 +231,7 @@ def _plan(
         left if left is not None and left < seq_k - 1 else None,
         right if right is not None and right < seq_q - 1 else None,
     )
-    method = _method(device, dtype, head_dim, out[-1], options, supports)
+    method = _method(device, dtype, head_dim, out[-1], options, decodes)
     formula = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
     return Plan(method, layout, dtype, out, lse, scores, formula)
 
@@ -241,7 +242,7 @@ def _method(
     head_dim: int,
     value_dim: int,
     options: Options,
-    supports: Supports,
+    decodes: Supports | None,
 ) -> str:
     method = options.method
     if method not in METHODS:
@@ -257,10 +258,10 @@ def _method(
                 f"{beyond[0]} is given; method 'staged' takes causal, scale and return_lse, and 'flash' all options"
             )
         return "staged"
-    refused = supports(device, dtype, head_dim, value_dim)
+    refused = (decodes or flash_fwd.supports)(device, dtype, head_dim, value_dim)
     if refused is None:
         return "flash"
-    if method == "flash" or supports is not flash_fwd.supports:
+    if method == "flash" or decodes:
         raise ArgumentError(f"method is {method!r}: {refused}; 'reference' computes it on the host with NumPy")
     if beyond:
         raise ArgumentError(
