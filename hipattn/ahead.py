@@ -18,7 +18,7 @@ def compile(  # noqa: A001
     """Compile kernels into the disk cache, where a later call on a GPU of that architecture finds them.
 
     No such GPU need be present: the cache folder (HIPATTN_CACHE_DIR) can be filled on one machine and used on others
-    that have the same ROCm.
+    that have the same ROCm. On the cpu platform it is filled for a simulated one.
 
     Parameters
     ----------

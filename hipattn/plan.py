@@ -1,7 +1,7 @@
 """The execution plan of a transformer's layers.
 
 A layer is: QKV projection → split → RoPE → KV cache → attention → output projection, then the feed-forward network,
-each half with a residual connection and a norm before it (llama) or after it (BERT).
+each of the two with a residual connection and a norm before it (llama) or after it (BERT).
 """
 
 from __future__ import annotations
@@ -170,6 +170,8 @@ class ExecutionPlan:
     def hidden(self, batch: int, tokens: int) -> DeviceTensor:
         """Return [batch, tokens, hidden], the plan's own memory, to be filled with embeddings for `run`.
 
+        `hipattn.kernels.embedding.launch` fills it on the device, `DeviceTensor.copy_from` from the host.
+
         Raises
         ------
         ArgumentError
@@ -207,8 +209,8 @@ class ExecutionPlan:
             )
         try:
             for layer, weights in enumerate(self.layers):
-                self._half(self.self_attention, hidden, layer, weights.attention_norm, weights.attention_norm_bias)
-                self._half(self.feed_forward, hidden, layer, weights.ffn_norm, weights.ffn_norm_bias)
+                self._residual(self.self_attention, hidden, layer, weights.attention_norm, weights.attention_norm_bias)
+                self._residual(self.feed_forward, hidden, layer, weights.ffn_norm, weights.ffn_norm_bias)
         except BaseException:
             self._truncate(length)
             raise
@@ -323,15 +325,17 @@ class ExecutionPlan:
             add.launch(out, weights.down_bias, stream=stream)
         return out
 
-    def _half(self, half: Half, x: DeviceTensor, layer: int, weight: DeviceTensor, bias: DeviceTensor | None) -> None:
-        """Write x + half(norm(x)), or norm(x + half(x)), to x."""
+    def _residual(
+        self, sublayer: Sublayer, x: DeviceTensor, layer: int, weight: DeviceTensor, bias: DeviceTensor | None
+    ) -> None:
+        """Write x + sublayer(norm(x)), or norm(x + sublayer(x)), to x."""
         options: Any = {"bias": bias, "eps": self.spec.norm_eps, "kind": self.spec.norm, "stream": self.stream}
         if self.spec.norm_first:
             normed = self._activations(*x.shape[:2]).normed
             norm.launch(x, weight, normed, **options)
-            half(normed, layer, out=x, accumulate=True)
+            sublayer(normed, layer, out=x, accumulate=True)
         else:
-            half(x, layer, out=x, accumulate=True)
+            sublayer(x, layer, out=x, accumulate=True)
             norm.launch(x, weight, **options)
 
     def _layer(self, layer: int) -> tuple[LayerWeights, dict[str, DeviceTensor]]:
@@ -399,7 +403,7 @@ def check_method(method: str) -> str:
     return method
 
 
-class Half(Protocol):
+class Sublayer(Protocol):
     """`ExecutionPlan.self_attention` or `ExecutionPlan.feed_forward`."""
 
     def __call__(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hipattn import models
+from hipattn.arguments import integer
 from hipattn.cli.models import add_platform_and_dtype, apply
 from hipattn.cli.output import Commands
 from hipattn.errors import ArgumentError
 from hipattn.models.generation import Generation
+from hipattn.models.head import Sampling
 
 __all__ = ["add_to", "run"]
 
@@ -27,9 +30,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--model", default="smollm2", help="smollm2, or a GGUF file (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=256, help="of the answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
-    parser.add_argument("--top-k", type=int, default=0, help="choose among so many (default: 0, all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest that make up this part")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    choice = parser.add_argument_group("with a temperature above 0")
+    choice.add_argument("--top-k", type=int, default=0, help="choose among so many (default: 0, all)")
+    choice.add_argument("--top-p", type=float, default=1.0, help="or the likeliest that make up this part (default: 1)")
+    choice.add_argument("--seed", type=int, default=0, help="another one gives other answers (default: %(default)s)")
     add_platform_and_dtype(parser)
     parser.set_defaults(run=run)
 
@@ -37,17 +41,12 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate."""
     apply(arguments)
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    max_tokens = integer("max_tokens", arguments.max_tokens, 1)
     if arguments.model != "smollm2" and not Path(arguments.model).is_file():
         raise ArgumentError(f"--model is {arguments.model}; there is no such file, and smollm2 is the only name")
     with models.load(arguments.model, dtype=arguments.dtype) as model:
-        answer = model.generate(
-            arguments.prompt,
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
-        )
+        answer = model.generate(arguments.prompt, max_tokens=max_tokens, **asdict(sampling))
         for piece in answer:
             print(piece, end="", flush=True)
         print()

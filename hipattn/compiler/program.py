@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hipattn.compiler.cache import DiskCache
@@ -36,7 +36,7 @@ class CodeObject:
         Name expression → the name of the kernel in the image.
     """
 
-    image: bytes
+    image: bytes = field(repr=False)
     arch: str
     lowered: Mapping[str, str]
 

@@ -85,7 +85,7 @@ def choose(find_rocm_library: FindLibrary) -> Platform:
                 raise PlatformError(f"{named}, but {error}") from error
             problem += f"; there is an NVIDIA GPU, but {error}"
     if wanted == "auto":
-        log.warning("%s; using the cpu platform, which simulates one (slow, for development)", problem)
+        log.warning("hipattn simulates an AMD GPU on the CPU (slow, for development): %s", problem)
     try:
         libraries = cpu.libraries()
     except PlatformError as error:

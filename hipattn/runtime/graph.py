@@ -25,8 +25,9 @@ class Graph(Owned):
             graph.launch()
 
     Launches keep the arguments that they were captured with: what is to change from one to the next has to lie in
-    device memory. The function may not allocate, free, copy to the host or synchronise, and it uses no other stream;
-    kernels that it needs are loaded, and hipBLAS handles made, by an earlier call without a graph.
+    device memory. The function may not allocate, free, copy to the host or synchronise, nor use another stream. An
+    earlier call without a graph loads the kernels that it needs, makes its hipBLAS handle, and orders memory that
+    another stream allocated.
 
     Parameters
     ----------

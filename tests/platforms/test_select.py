@@ -53,7 +53,7 @@ def test_auto_takes_what_has_a_device(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setattr(nvidia, "missing_device", lambda: "nor one of NVIDIA")
     with caplog.at_level(logging.WARNING, "hipattn"):
         assert choose(simulator).name == "cpu"
-    assert "there is none; using the cpu platform" in caplog.text
+    assert "simulates an AMD GPU on the CPU (slow, for development): there is none" in caplog.text
 
 
 def test_a_fingerprint_is_of_the_compiler_s_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
