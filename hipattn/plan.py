@@ -14,7 +14,7 @@ from hipattn.arguments import instance, integer
 from hipattn.attn.functional import attention
 from hipattn.attn.kv_cache import KVCache
 from hipattn.errors import ArgumentError, CacheFullError
-from hipattn.kernels import activation, add, norm, rope
+from hipattn.kernels import activation, add, flash_fwd, norm, rope
 from hipattn.kernels.rows import check_device
 from hipattn.layers import LayerSpec, LayerWeights
 from hipattn.matmul import matmul
@@ -48,9 +48,9 @@ class ExecutionPlan:
         How many tokens of each sequence the KV cache holds. None: there is no cache, and a token sees only those of
         the same call.
     method
-        How attention is computed: "flash" or "staged", as in `hipattn.attention`. "auto": "flash" on a GPU; on a
-        simulated one "staged", whose products run at the speed of the host, but "flash" where `reset` is given a
-        `present`, which only "flash" takes.
+        How attention is computed: "flash" or "staged", as in `hipattn.attention`. "auto": "flash" on a GPU,
+        where it takes the head_dim; on a simulated one "staged", whose products run at the speed of the host, but
+        "flash" where `reset` is given a `present`, which only "flash" takes.
     stream
         Where all work goes. Default: the default stream of the weights' device.
 
@@ -96,6 +96,9 @@ class ExecutionPlan:
         for layer, weights in enumerate(self.layers):
             weights.check(spec, self.dtype, layer, self.stream)
         self.method = check_method(method)
+        self._not_flash = flash_fwd.supports(self.stream.device, self.dtype, spec.head_dim, spec.head_dim)
+        if method == "flash" and self._not_flash:
+            raise ArgumentError(f"method is 'flash': {self._not_flash}; 'staged' takes it")
         if capacity is not None:
             capacity = integer("capacity", capacity, 1)
             if not spec.causal:
@@ -147,7 +150,7 @@ class ExecutionPlan:
         Raises
         ------
         ArgumentError
-            `present` does not fit, or the plan's method is "staged", which takes none.
+            `present` does not fit, or attention is "staged", by the plan's method or for its head_dim.
         """
         if present is not None:
             check_device(self.stream, present=present)
@@ -163,6 +166,8 @@ class ExecutionPlan:
                 )
             if self.method == "staged":
                 raise ArgumentError("present is given; the plan's method is 'staged', and only 'flash' takes it")
+            if self._not_flash:
+                raise ArgumentError(f"present is given, which only method 'flash' takes: {self._not_flash}")
         self._present = None if present is None else present.reshape(present.shape[0], 1, 1, present.shape[1])
         if self.cache is not None:
             self.cache.reset()
@@ -302,7 +307,8 @@ class ExecutionPlan:
         mask = None if self._present is None else self._present[..., : k.shape[1]]
         method = self.method
         if method == "auto":
-            method = "staged" if self.device.simulated and mask is None else "flash"
+            slow = self.device.simulated and mask is None
+            method = "staged" if slow or self._not_flash else "flash"
         attention(on.q, k, v, causal=self.spec.causal, mask=mask, out=on.attended, method=method, stream=self.stream)
 
     def feed_forward(

@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 
 import numpy.typing as npt
 
+from hipattn.errors import ModelError
 from hipattn.models import minilm, smollm2
 from hipattn.models.bert import Bert
 from hipattn.models.llama import Llama
@@ -70,4 +71,10 @@ def load(
         return smollm2.load(**options)
     if name == "minilm":
         return minilm.load(**options)
-    return minilm.load(name, **options) if Path(name).is_dir() else smollm2.load(name, **options)
+    if Path(name).is_dir():
+        return minilm.load(name, **options)
+    if not Path(name).exists():
+        raise ModelError(
+            f"{os.fspath(name)!r} is no file, no folder and no model's name; the names are smollm2, minilm"
+        )
+    return smollm2.load(name, **options)

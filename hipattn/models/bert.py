@@ -162,7 +162,8 @@ class Bert:
             A call fails, or the device has too little memory.
         """
         batch = integer("batch", batch, 1)
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            texts = [texts]  # what is no text is refused below
         sequences = [self._encode(text, f"texts[{i}]") for i, text in enumerate(texts)]
         embeddings = np.empty((len(sequences), self.hyperparameters.hidden), np.float32)
         batches = list(_batches([len(sequence) for sequence in sequences], batch, equal=self.method == "staged"))

@@ -29,7 +29,7 @@ __all__ = ["Llama"]
 
 
 class Llama:
-    """A model on a device.
+    """A model on a device. Threads may generate side by side: each answer has memory of its own.
 
     Parameters
     ----------

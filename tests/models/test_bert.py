@@ -125,6 +125,7 @@ def test_no_texts(folder: Path) -> None:
         (["cat", ""], {}, r"texts\[1\] is ''; it takes a text"),
         (" \n", {}, r"texts\[0\] is ' \\n'; it takes a text"),
         (["cat", "sat", 7], {}, r"texts\[2\] is int; it takes a str"),
+        (None, {}, r"texts\[0\] is None; it takes a str"),
         (["cat", "the " * 39], {}, r"texts\[1\] has 41 tokens; the model takes 40"),
         (["cat\udfff"], {}, r"texts\[0\] is 'cat\\udfff'; it takes a text that can be written in UTF-8"),
         (["cat"], {"batch": 0}, "batch is 0; it takes an integer of 1 or more"),

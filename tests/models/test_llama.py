@@ -372,3 +372,10 @@ def test_the_real_model(stream: Stream, real_file: GGUFFile) -> None:
         answer.text()
     weights = LlamaWeights(real_file)
     assert answer.tokens == LlamaReference(weights.hyperparameters, weights.load(), np.float32).generate(prompt, 64)
+
+
+def test_load_of_what_is_nowhere() -> None:
+    with pytest.raises(
+        ModelError, match="'gpt2' is no file, no folder and no model's name; the names are smollm2, minilm"
+    ):
+        hipattn.models.load("gpt2")
