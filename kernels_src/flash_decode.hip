@@ -4,8 +4,8 @@
 // Bound by memory: each key and value is to be read once. So the queries of all heads that read the same keys are rows
 // of one block (GROUP heads), in the smallest tile that the matrix instruction has. And as these are fewer blocks than
 // a chip can run, the keys of a sequence are split among `splits` of them (flash decoding: Dao, Haziza, Massa, Sizov
-// 2023). Each writes what its part gives, and the logarithm of its total; flash_combine makes one of them. A sequence's
-// parts depend on its length and on `splits` only.
+// 2023). Each writes what its part gives, and the logarithm of its total; the last of them makes one result of all. A
+// sequence's parts depend on its length and on `splits` only.
 //
 // The walk over the keys, the scores and the softmax are those of flash_fwd, over the same layers. Where rows of k and
 // v are, in one piece or in pages, KeyRows knows: key_rows.h or key_rows_paged.h, included in front of the layer.
@@ -13,7 +13,17 @@
 
 using Params = FlashDecodeParams;
 
+#include "decode_merge.h"
 #include "flash_attend.h"
+
+// Of a row of the block, among [batch, heads, seq_q].
+__device__ inline i64 row_number(const FlashDecodeParams& p, const Place& place, int row) {
+    return (static_cast<i64>(place.b) * p.heads + place.h + place.head(row)) * place.seq_q + place.query(row);
+}
+__device__ inline scalar* out_row(const FlashDecodeParams& p, const Place& place, int row) {
+    const i64 b = place.b, i = place.query(row), h = place.h + place.head(row);
+    return static_cast<scalar*>(p.out) + b * p.out_batch + i * p.out_row + h * p.out_head;
+}
 
 __device__ inline void write(const FlashDecodeParams& p, const Place& place, Output& out, const State& state) {
     out.regroup();
@@ -24,19 +34,31 @@ __device__ inline void write(const FlashDecodeParams& p, const Place& place, Out
         const float inverse = total == 0.0f ? 0.0f : 1.0f / (total * WEIGHT_SCALE);
         if (row >= place.rows()) continue;
         const float log2_sum = log2_total(total, state.shift[r]);
-        const int i = place.query(row), h = place.h + place.head(row);
-        const i64 number = (static_cast<i64>(place.b) * p.heads + h) * place.seq_q + i;  // among [batch, heads, seq_q]
+        const i64 number = row_number(p, place, row);
         if constexpr (SPLIT) {
             const i64 part = number * p.splits + place.split;
             if (leads_row()) static_cast<float*>(p.part_lse)[part] = log2_sum;
-            // What has no weight is not read.
-            if (total != 0.0f) write_row<true>(out, r, inverse, static_cast<float*>(p.parts) + part * VALUE_DIM);
+            write_row<true>(out, r, inverse, static_cast<float*>(p.parts) + part * VALUE_DIM);
         } else {
-            scalar* at = static_cast<scalar*>(p.out) + place.b * p.out_batch + i * p.out_row + h * p.out_head;
-            write_row<(VECTOR >= Output::RUN)>(out, r, inverse, at);
+            write_row<(VECTOR >= Output::RUN)>(out, r, inverse, out_row(p, place, row));
             if constexpr (LSE)
                 if (leads_row()) static_cast<float*>(p.lse)[number] = log2_sum * LN_2;
         }
+    }
+}
+
+// Makes one result of all parts of the block's rows, where theirs are there.
+__device__ inline void merge(const FlashDecodeParams& p, const Place& place, int& flag) {
+    const int tile = (place.b * p.groups + place.h / GROUP) * p.row_tiles + place.first_row / BLOCK_M;
+    if (!comes_last(static_cast<unsigned*>(p.tickets) + tile, p.splits, flag)) return;
+    const int end = min(place.first_row + BLOCK_M, place.rows());
+    for (int row = place.first_row + wave_index(); row < end; row += WAVES) {
+        const i64 number = row_number(p, place, row), first = number * p.splits;
+        const float* parts = static_cast<const float*>(p.parts) + first * VALUE_DIM;
+        const float* part_lse = static_cast<const float*>(p.part_lse) + first;
+        const float log2_sum = merge_row(parts, part_lse, p.splits, out_row(p, place, row));
+        if constexpr (LSE)
+            if (lane_index() == 0) static_cast<float*>(p.lse)[number] = log2_sum * LN_2;
     }
 }
 
@@ -48,5 +70,7 @@ extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash
     Output out;
     State state;
     attend<(WAVES > 1)>(p, place, range, place.q, place.rows() - place.first_row, lds, out, state);
-    write(p, place, out, state);
+    const FlashDecodeParams& again = read_again(p);
+    write(again, place, out, state);
+    if constexpr (SPLIT) merge(again, place, *reinterpret_cast<int*>(lds + FLAG_AT));
 }

@@ -323,13 +323,13 @@ def test_no_room_for_a_cache(stream: Stream, fail: Any) -> None:
 
 
 def test_a_head_that_the_fused_kernel_does_not_take(stream: Stream) -> None:
-    spec = replace(LLAMA, heads=1, heads_kv=1, head_dim=1000, rope=None)
+    spec = replace(LLAMA, heads=1, heads_kv=1, head_dim=2500, rope=None)
     weights, x = [random_weights(spec, FLOAT32, 0)], embeddings(1, 4)
     on_device = upload_layers(stream, weights)
-    with pytest.raises(ArgumentError, match=r"method is 'flash': head_dim 1000.* does not fit .*; 'staged' takes it"):
+    with pytest.raises(ArgumentError, match=r"method is 'flash': head_dim 2500.* does not fit .*; 'staged' takes it"):
         ExecutionPlan(spec, on_device, method="flash", stream=stream)
     with planned(stream, spec, weights, method="auto", tokens=4) as plan:
         present = DeviceTensor.from_numpy(np.ones((1, 4), np.uint8), stream=stream)
-        with pytest.raises(ArgumentError, match="present is given, which only method 'flash' takes: head_dim 1000"):
+        with pytest.raises(ArgumentError, match="present is given, which only method 'flash' takes: head_dim 2500"):
             plan.reset(present)
         check(run(plan, x), spec, weights, x)

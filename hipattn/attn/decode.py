@@ -77,9 +77,9 @@ def attention_decode(
         Among how many blocks a sequence's keys are split, 1 to 256. Another number gives the same result up to
         rounding. Default: what keeps the device busiest, from the batch, the heads and the capacity.
     workspace
-        [batch · heads_q · seq_q · num_splits · (value_dim + 1)] or more of float32 on the device, contiguous: where
-        the parts go until they are combined. With it and `out` the call allocates nothing, and so can be captured in a
-        `Graph`. Default: memory of the call.
+        [batch · heads_q · seq_q · (num_splits · (value_dim + 1) + 1)] or more of float32 on the device, contiguous:
+        where the parts go until they are one result. With it and `out` the call uses only memory of the caller's, and
+        so can be captured in a `Graph`. Default: memory that is kept for the next call, until `free_scratch`.
     method
         "flash", "reference" or "auto", as in `attention`.
     stream

@@ -37,13 +37,20 @@ def _kernels(device: Device) -> HipAttentionKernels:
     return made[device.index]
 
 
-def free_scratch() -> None:
-    """Free the memory that `attention` keeps, for the calling thread, between its calls: scores of the staged method.
+def _workspace(device: Device) -> flash_decode.Workspace:
+    made: dict[int, flash_decode.Workspace] = _per_thread.__dict__.setdefault("workspaces", {})
+    return made.get(device.index) or made.setdefault(device.index, flash_decode.Workspace())
 
+
+def free_scratch() -> None:
+    """Free the memory that is kept, for the calling thread, between calls.
+
+    That is the scores of `attention`'s staged method, and the parts that `attention_decode` makes one result of.
     `Device.trim` then gives it back to the system.
     """
-    for kernels in _per_thread.__dict__.get("kernels", {}).values():
-        kernels.close()
+    for kept in ("kernels", "workspaces"):
+        for holder in _per_thread.__dict__.get(kept, {}).values():
+            holder.close()
 
 
 def on_device(
@@ -185,6 +192,8 @@ def _launch(
     """Launch the fused kernel, which takes [batch, seq, heads, dim]."""
     options: Any = {**plan.formula, **others}
     if plan.cache is not None:
+        if options.get("workspace") is None:
+            options["workspace"] = _workspace(stream.device)
         flash_decode.launch(q, k, v, out, lse=lse, num_splits=plan.cache.num_splits, stream=stream, **options)
         return
     if plan.layout == "bhsd":

@@ -196,8 +196,8 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
     if made.method == "flash" and device is not None and not num_splits:
         formula = made.formula["scale"], made.formula["causal"], made.formula["window"], made.formula["softcap"]
         num_splits = flash_decode.best_splits(device, q.dtype, scores, k.shape[2], head_dim, value_dim, formula)
-    parts = math.prod(scores[:3]) * num_splits if num_splits > 1 else 0
-    return replace(made, cache=Cache(num_splits, parts * (value_dim + 1), *pool))
+    workspace = flash_decode.workspace_size(math.prod(scores[:3]), num_splits, value_dim)
+    return replace(made, cache=Cache(num_splits, workspace, *pool))
 
 
 # Says why a kernel cannot serve a device, dtype, head_dim and value_dim.

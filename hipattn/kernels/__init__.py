@@ -17,7 +17,6 @@ _NAMES = (
     "confine",
     "convert",
     "embedding",
-    "flash_combine",
     "flash_decode",
     "flash_fwd",
     "kv_append",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,19 +14,29 @@ from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.compiler.target import lds_limit
 from hipattn.errors import ArgumentError
-from hipattn.kernels import flash_combine
 from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose_decode
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
 from hipattn.kernels.rows import check_device, vector_width
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.scratch import Scratch
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOAT32, DeviceTensor
+from hipattn.tensor import DeviceTensor
 
-__all__ = ["MAX_SPLITS", "FlashDecodeParams", "best_splits", "defaults", "launch", "specialise", "supports"]
+__all__ = [
+    "MAX_SPLITS",
+    "FlashDecodeParams",
+    "Workspace",
+    "best_splits",
+    "defaults",
+    "launch",
+    "specialise",
+    "supports",
+    "workspace_size",
+]
 
-MAX_SPLITS = flash_combine.MAX_SPLITS
+MAX_SPLITS = 256  # one wave makes a result of all parts of a row
 _MOST_BLOCKS = 8  # of a compute unit at once: more do not make its memory busier
 
 
@@ -36,7 +45,7 @@ class FlashDecodeParams(Arguments):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lse")),
-        *((name, ctypes.c_void_p) for name in ("lengths", "block_table", "parts", "part_lse")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "block_table", "parts", "part_lse", "tickets")),
         *((f"{tensor}_{axis}", ctypes.c_int64) for tensor in (*"qkv", "out") for axis in ("batch", "row", "head")),
         ("table_batch", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("heads", "groups", "seq_q", "seq_k", "row_tiles", "splits")),
@@ -89,6 +98,7 @@ def specialise(
         "WAVE_ROWS": tiles.wave_rows,
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,
+        "KEY_LANES": tiles.key_lanes,
         "MIN_WAVES": tiles.min_waves,
         "LDS_BYTES": tiles.lds_bytes,
         "VECTOR": vector,
@@ -132,6 +142,33 @@ def supports(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int
     return None
 
 
+class Workspace:
+    """Memory for the parts of a result, kept from one launch to the next. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._parts, self._tickets = Scratch(), Scratch(zeros=True)
+
+    def get(self, parts: int, tickets: int, stream: Stream) -> tuple[int, int]:
+        """Return the addresses of memory for parts, and of tickets that are 0; `parts` and `tickets` in bytes.
+
+        Raises
+        ------
+        HipError
+            The device has too little memory.
+        """
+        return self._parts.get(parts, stream).pointer, self._tickets.get(tickets, stream).pointer
+
+    def close(self) -> None:
+        """Free the memory, after the work that uses it. The object can be used again."""
+        self._parts.close()
+        self._tickets.close()
+
+
+def workspace_size(rows: int, num_splits: int, value_dim: int) -> int:
+    """Return how many numbers a launch needs for parts: of each row, and a ticket; 0 where nothing is split."""
+    return rows * (num_splits * (value_dim + 1) + 1) if num_splits > 1 else 0
+
+
 def launch(
     q: DeviceTensor,
     k: DeviceTensor,
@@ -152,7 +189,7 @@ def launch(
     score_mod: ScoreMod | None = None,
     mask_mod: MaskMod | None = None,
     num_splits: int = 0,
-    workspace: DeviceTensor | None = None,
+    workspace: DeviceTensor | Workspace,
     stream: Stream,
 ) -> None:
     """Compute attention over each sequence's keys, by the formula of `hipattn.attn.reference`.
@@ -177,8 +214,8 @@ def launch(
     num_splits
         Among how many blocks a sequence's keys are split, up to `MAX_SPLITS`; 0: `best_splits`.
     workspace
-        [batch * heads_q * seq_q * num_splits * (value_dim + 1)] or more of float32, contiguous, at a multiple of 16
-        bytes: where the parts go, if there are several. Default: memory that is allocated for the call.
+        Where the parts go, if there are several: [workspace_size(batch * heads_q * seq_q, ...)] or more of float32,
+        contiguous, at a multiple of 16 bytes, which takes a call more to clear the tickets.
     stream
         Where the launch is added.
 
@@ -218,18 +255,15 @@ def launch(
     tensors = dict(zip(OPTIONS, others[1:], strict=True))
     tensors |= {"lengths": lengths, "block_table": block_table, "lse": lse}
     held = fill(p, tensors, score_mod, mask_mod, stream)  # until the launch
-    if p.splits == 1:
-        plan.kernel.launch(stream, plan.config, p)
-    else:
-        size = math.prod(plan.parts)
-        if workspace is None:
-            workspace = DeviceTensor.empty((size + size // plan.parts[4],), FLOAT32, stream=stream)
-        workspace.buffer.used_on(stream)
-        parts = DeviceTensor(workspace.buffer, plan.parts, FLOAT32, offset=workspace.offset)
-        part_lse = DeviceTensor(workspace.buffer, plan.parts[:4], FLOAT32, offset=workspace.offset + size)
-        p.parts, p.part_lse = parts.pointer, part_lse.pointer
-        plan.kernel.launch(stream, plan.config, p)
-        flash_combine.launch(parts, part_lse, out, lse=lse, stream=stream)
+    if p.splits > 1:
+        memory, tickets = 4 * plan.parts * (v.shape[3] + 1), 4 * plan.tickets
+        if isinstance(workspace, Workspace):
+            p.parts, p.tickets = workspace.get(memory, tickets, stream)
+        else:
+            p.parts, p.tickets = workspace.pointer, workspace.pointer + memory
+            workspace.buffer.clear(stream, workspace.offset * 4 + memory, tickets)
+        p.part_lse = p.parts + 4 * plan.parts * v.shape[3]
+    plan.kernel.launch(stream, plan.config, p)
     del held
 
 
@@ -241,14 +275,15 @@ class _Plan:
     ----------
     arguments : FlashDecodeParams
         To be copied.
-    parts : tuple of int
-        [batch, heads, seq_q, splits, value_dim].
+    parts, tickets : int
+        How many rows of parts, and how many tiles of rows, which have a ticket each.
     """
 
     kernel: Kernel
     config: LaunchConfig
     arguments: FlashDecodeParams
-    parts: tuple[int, ...]
+    parts: int
+    tickets: int
 
 
 def _facts(x: DeviceTensor) -> tuple[Any, ...]:
@@ -302,7 +337,7 @@ def _plan(
     p.row_tiles, p.splits = row_tiles, splits
     resolve(p, formula)
     config = LaunchConfig(blocks * splits, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
-    return _Plan(kernel, config, p, (batch, heads, seq_q, splits, value_dim))
+    return _Plan(kernel, config, p, batch * heads * seq_q * splits, blocks)
 
 
 def _visible(capacity: int, seq_q: int, formula: Formula) -> int:

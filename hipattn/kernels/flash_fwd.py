@@ -68,6 +68,7 @@ def specialise(
         "WAVE_ROWS": tiles.wave_rows,
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,
+        "KEY_LANES": tiles.key_lanes,
         "MIN_WAVES": tiles.min_waves,
         "LDS_BYTES": tiles.lds_bytes,
         "VECTOR": vector,

@@ -36,6 +36,8 @@ class Tiles:
         The second number of ``__launch_bounds__``: waves that a SIMD is to hold, which bounds their registers.
     matrix_rows : int
         Rows of a matrix instruction, where the chip has several.
+    key_lanes : int
+        Lanes of a wave that share a row, where there are no matrix instructions.
     """
 
     layer: str
@@ -45,6 +47,7 @@ class Tiles:
     lds_bytes: int
     min_waves: int = 1
     matrix_rows: int = 16
+    key_lanes: int = 8
 
     @property
     def block_m(self) -> int:
@@ -163,17 +166,19 @@ def _fma(arch: str, head_dim: int, value_dim: int, few_rows: int | None = None) 
     taken = 1040 if nvidia else 16  # bytes a block beside what it asks for
     # Of a lane, by the count below: what compilers were seen to hold without spilling, of 255 or more.
     most_registers = 176 if lanes == 32 and not nvidia else 244
-    k_row, v_row = _up(head_dim, 4), _up(value_dim, 32)
+    k_row = _up(head_dim, 4)
     k_row += 0 if k_row % 8 else 4
     best, found = None, (0, 0.0)
+    widths = (8, 16) if nvidia and few_rows is None else (8,)  # lanes that share a row
     # The first of equals: two blocks of four waves keep each other busy at their barriers.
-    for waves, strip, rows, keys in product((4, 8, 2, 1), (64, 32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1)):
-        block_m, block_n, columns = waves * rows * lanes // 8, 8 * keys, v_row // 8
+    for width, waves, strip, rows, keys in product(widths, (4, 8, 2, 1), (64, 32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1)):
+        v_row = _up(value_dim, 4 * width)
+        block_m, block_n, columns = waves * rows * lanes // width, width * keys, v_row // width
         lds = 4 * (block_n * (k_row + v_row) + block_m * (k_row + strip + 8))
         # Scores, sums, maximum and sum of a row; four elements of each row and key; what is on its way to LDS.
         registers = rows * (keys + columns + 2) + 4 * (rows + keys)
         registers += 0 if nvidia else block_n * max(k_row, v_row) // (waves * lanes)
-        if block_n % strip or lds + FLAG_BYTES > limit or registers > most_registers:
+        if block_n % strip or strip % width or lds + FLAG_BYTES > limit or registers > most_registers:
             continue
         if few_rows is not None and (waves > 1 or rows > 1) and block_m > min(64, _power_of_two(few_rows)):
             continue
@@ -181,7 +186,7 @@ def _fma(arch: str, head_dim: int, value_dim: int, few_rows: int | None = None) 
         reads = head_dim * (1 / rows + 1 / keys) + value_dim * (1 / rows + 1 / columns)
         quality = resident, -reads
         if best is None or quality > found:
-            best, found = Tiles("mma_fma.h", waves, rows * lanes // 8, block_n, lds), quality
+            best, found = Tiles("mma_fma.h", waves, rows * lanes // width, block_n, lds, key_lanes=width), quality
     return best
 
 

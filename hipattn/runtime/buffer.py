@@ -134,6 +134,21 @@ class DeviceBuffer(Owned):
             raise ClosedError(f"the buffer of {self.nbytes} bytes is closed")
         return self._pointer
 
+    def clear(self, stream: Stream, start: int = 0, nbytes: int | None = None) -> None:
+        """Set bytes to zero, in the stream's order: `nbytes` from `start` on, or all.
+
+        Raises
+        ------
+        ClosedError
+            The buffer was closed.
+        HipError
+            The call fails.
+        """
+        self.used_on(stream)
+        size = self.nbytes - start if nbytes is None else nbytes
+        cleared = bindings.hip.hipMemsetAsync(self.pointer + start, 0, size, stream.native)
+        check(cleared, "hipMemsetAsync", bytes=size)
+
     def used_on(self, stream: Stream) -> None:
         """Note, before work that uses the memory is added to `stream`: it is freed after what is in it by then.
 

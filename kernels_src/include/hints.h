@@ -31,6 +31,18 @@ __device__ inline int common_value(int x) {
 #endif
 }
 
+// A kernel's only argument, read again where it is used from here on: not kept in registers since the kernel's begin.
+template <class P>
+__device__ inline const P& read_again([[maybe_unused]] const P& p) {
+#if defined(__AMDGCN__) && !defined(SIM_ARCH)
+    auto arguments = (const __attribute__((address_space(4))) P*)__builtin_amdgcn_kernarg_segment_ptr();
+    HINT_HERE("" : "+s"(arguments));
+    return *(const P*)arguments;
+#else
+    return p;
+#endif
+}
+
 // What a thread adds to a common address. Widened outside the loop over tiles, it is not known to be of 32 bits.
 template <class Offset>
 __device__ inline Offset own_offset(Offset bytes, [[maybe_unused]] int tile) {

@@ -1,7 +1,7 @@
 // The layer over plain multiplications and additions, in float32: float32 on every chip, and all types on chips
 // without matrix instructions.
 //
-// The lanes of a wave form a grid, ROW_LANES x 8. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in
+// The lanes of a wave form a grid, ROW_LANES x KEY_LANES. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in
 // runs; and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time
 // along the head: ROWS + KEYS accesses for 4 * ROWS * KEYS multiplications.
 //
@@ -14,8 +14,9 @@
 
 #include "tile_float.h"
 
-constexpr int KEY_LANES = 8, ROW_LANES = WAVE_SIZE / KEY_LANES;
-constexpr int QK_COLUMNS = (HEAD_DIM + 3) / 4 * 4, V_COLUMNS = (VALUE_DIM + 31) / 32 * 32;
+constexpr int ROW_LANES = WAVE_SIZE / KEY_LANES;
+constexpr int QK_COLUMNS = (HEAD_DIM + 3) / 4 * 4, RUNS = 4 * KEY_LANES;
+constexpr int V_COLUMNS = (VALUE_DIM + RUNS - 1) / RUNS * RUNS;
 // An odd number of 16 bytes: 8 rows that are read together lie in different banks.
 constexpr int QK_ROW = QK_COLUMNS + (QK_COLUMNS % 8 ? 0 : 4);
 static_assert(WAVE_ROWS % ROW_LANES == 0 && BLOCK_N % KEY_LANES == 0);
@@ -26,7 +27,7 @@ constexpr int FLOATS = LDS_BYTES / 4, STRIP_ROW = (FLOATS - BLOCK_N * (QK_ROW + 
 constexpr int STRIP = STRIP_ROW - 8;
 static_assert(STRIP > 0 && STRIP % KEY_LANES == 0 && BLOCK_N % STRIP == 0);
 
-__device__ inline int row_lane() { return lane_index() % 2 + lane_index() / 16 * 2; }
+__device__ inline int row_lane() { return lane_index() % 2 + lane_index() / (2 * KEY_LANES) * 2; }
 __device__ inline int key_lane() { return lane_index() / 2 % KEY_LANES; }
 
 // What the lanes of a wave wrote to LDS before, they read after.
@@ -75,7 +76,7 @@ struct Numbers {
 
 struct Scores : Numbers<BLOCK_N / KEY_LANES> {
     // Keys come in runs, whose weights a lane writes at once.
-    static constexpr int KEYS = BLOCK_N / KEY_LANES, RUN = STRIP % 32 == 0 ? 4 : STRIP % 16 == 0 ? 2 : 1;
+    static constexpr int KEYS = BLOCK_N / KEY_LANES, RUN = STRIP % (4 * KEY_LANES) == 0 ? 4 : STRIP % (2 * KEY_LANES) == 0 ? 2 : 1;
     __device__ static int key(int n) { return n / RUN * (RUN * KEY_LANES) + key_lane() * RUN + n % RUN; }
 };
 
@@ -131,11 +132,7 @@ struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
 
 // How often a loop is unrolled: enough reads to hide their latency, few enough for their registers. (AMD's compiler
 // moves all reads of a body to its front.)
-#if defined(__HIP_PLATFORM_NVIDIA__)
-constexpr int READS = Scores::ROWS * (Scores::KEYS + Output::COLUMNS) <= 128 ? 32 : 16;
-#else
 constexpr int READS = 16;
-#endif
 __device__ constexpr int unrolled(int reads) { return reads < READS ? READS / reads : 1; }
 
 __device__ inline Four read(const float* at) { return *reinterpret_cast<const Four*>(at); }
@@ -193,8 +190,10 @@ __device__ inline void multiply_pv(Output& out, const Scores& scores, const VTil
 #pragma unroll
                     for (int r = 0; r < Scores::ROWS; ++r)
 #pragma unroll
-                        for (int x = 0; x < 4; ++x)
+                        for (int i = 0; i < 4; ++i) {
+                            const int x = r % 2 ? 3 - i : i;  // an operand is the one before's: fewer registers to read
                             out.at[r][c + x] = fmaf(a[r].at[e], b.at[x], out.at[r][c + x]);
+                        }
                 }
         }
     }

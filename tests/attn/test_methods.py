@@ -104,10 +104,10 @@ def test_the_stages_refuse_what_they_do_not_take(stream: Stream, feature: str) -
 
 
 def test_large_heads_go_through_the_stages(stream: Stream) -> None:
-    arrays = qkv(1, 9, 11, 2, 2, 1500, 1600)
+    arrays = qkv(1, 9, 11, 2, 2, 2500, 2600)
     out = hipattn.attention(*upload(stream, *arrays), stream=stream)
     assert_close(out.numpy(), reference.attention(*arrays), atol=attention_bound(*arrays))
-    with pytest.raises(ArgumentError, match=r"method is 'flash': .*1500"):
+    with pytest.raises(ArgumentError, match=r"method is 'flash': .*2500"):
         hipattn.attention(*upload(stream, *arrays), method="flash", stream=stream)
 
 
@@ -360,7 +360,8 @@ def test_an_expression_that_does_not_compile_is_shown(
 def test_an_expression_may_use_infinity(stream: Stream, tensors: list[DeviceTensor]) -> None:
     hidden = hipattn.attention(*tensors, score_mod=ScoreMod("k > q ? -INFINITY : score"), stream=stream)
     masked = hipattn.attention(*tensors, mask_mod=MaskMod("k <= q && -INFINITY < INFINITY"), stream=stream)
-    assert np.array_equal(hidden.numpy(), masked.numpy())
+    # What the scale is part of differs, and so may the last bit.
+    assert_close(hidden.numpy(), masked.numpy(), atol=1e-3)
 
 
 def test_other_values_do_not_compile_the_kernel_again(stream: Stream, tensors: list[DeviceTensor]) -> None:

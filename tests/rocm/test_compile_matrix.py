@@ -25,7 +25,6 @@ from hipattn.kernels import (
     confine,
     convert,
     embedding,
-    flash_combine,
     flash_decode,
     flash_fwd,
     kv_append,
@@ -213,11 +212,6 @@ def decodes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
-def combinations(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
-    return family.specialise(draw(dtypes), draw(st.sampled_from([1, 24, 63, 256, 1500])), lse=draw(st.booleans()))
-
-
-@st.composite
 def flashes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype = draw(dtypes)
     dims = draw(
@@ -239,7 +233,6 @@ STRATEGIES = {
     confine: confinements,
     convert: conversions,
     embedding: embeddings,
-    flash_combine: combinations,
     flash_decode: decodes,
     flash_fwd: flashes,
     kv_append: one_dtype,
