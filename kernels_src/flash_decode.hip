@@ -48,17 +48,27 @@ __device__ inline void write(const FlashDecodeParams& p, const Place& place, Out
 }
 
 // Makes one result of all parts of the block's rows, where theirs are there.
-__device__ inline void merge(const FlashDecodeParams& p, const Place& place, int& flag) {
+__device__ inline void merge_parts(const FlashDecodeParams& p, const Place& place, int& flag) {
     const int tile = (place.b * p.groups + place.h / GROUP) * p.row_tiles + place.first_row / BLOCK_M;
     if (!comes_last(static_cast<unsigned*>(p.tickets) + tile, p.splits, flag)) return;
     const int end = min(place.first_row + BLOCK_M, place.rows());
-    for (int row = place.first_row + wave_index(); row < end; row += WAVES) {
-        const i64 number = row_number(p, place, row), first = number * p.splits;
-        const float* parts = static_cast<const float*>(p.parts) + first * VALUE_DIM;
-        const float* part_lse = static_cast<const float*>(p.part_lse) + first;
-        const float log2_sum = merge_row(parts, part_lse, p.splits, out_row(p, place, row));
+    constexpr int ROWS = GROUP < 4 ? GROUP : 4;  // at once
+    for (int first = place.first_row + wave_index() * ROWS; first < end; first += WAVES * ROWS) {
+        MergedRow rows[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            const int row = min(first + r, end - 1);
+            const i64 part = row_number(p, place, row) * p.splits;
+            rows[r].parts = static_cast<const float*>(p.parts) + part * VALUE_DIM;
+            rows[r].lse = static_cast<const float*>(p.part_lse) + part;
+            rows[r].out = out_row(p, place, row);
+        }
+        merge(rows, end - first, p.splits);
         if constexpr (LSE)
-            if (lane_index() == 0) static_cast<float*>(p.lse)[number] = log2_sum * LN_2;
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+                if (lane_index() == 0 && first + r < end)
+                    static_cast<float*>(p.lse)[row_number(p, place, first + r)] = rows[r].log2_sum * LN_2;
     }
 }
 
@@ -72,5 +82,5 @@ extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash
     attend<(WAVES > 1)>(p, place, range, place.q, place.rows() - place.first_row, lds, out, state);
     const FlashDecodeParams& again = read_again(p);
     write(again, place, out, state);
-    if constexpr (SPLIT) merge(again, place, *reinterpret_cast<int*>(lds + FLAG_AT));
+    if constexpr (SPLIT) merge_parts(again, place, *reinterpret_cast<int*>(lds + FLAG_AT));
 }

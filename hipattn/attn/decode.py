@@ -106,9 +106,20 @@ def attention_decode(
     splits = 0 if num_splits is None else integer("num_splits", num_splits, 1)
     if splits > MAX_SPLITS:
         raise ArgumentError(f"num_splits is {splits}; it takes 1 to {MAX_SPLITS}")
-    given = {"lengths": lengths, "block_table": block_table, "alibi_slopes": alibi_slopes, "sinks": sinks}
-    given |= {"bias": bias, "mask": mask, "score_mod": score_mod, "mask_mod": mask_mod, "workspace": workspace}
-    others = {name: value for name, value in given.items() if value is not None}
+    others = {}
+    for name, value in (
+        ("lengths", lengths),
+        ("block_table", block_table),
+        ("alibi_slopes", alibi_slopes),
+        ("sinks", sinks),
+        ("bias", bias),
+        ("mask", mask),
+        ("score_mod", score_mod),
+        ("mask_mod", mask_mod),
+        ("workspace", workspace),
+    ):
+        if value is not None:
+            others[name] = value
     options = causal, scale, window, softcap, method, tuple(others)
 
     def make(device: Any, arrays: Any, beside: Any) -> Any:

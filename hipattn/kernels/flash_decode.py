@@ -12,14 +12,13 @@ import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
-from hipattn.compiler.target import lds_limit
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose_decode
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
-from hipattn.kernels.rows import check_device, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, check_device, vector_width
 from hipattn.runtime.device import Device
-from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig, Template
 from hipattn.runtime.scratch import Scratch
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 MAX_SPLITS = 256  # one wave makes a result of all parts of a row
-_MOST_BLOCKS = 8  # of a compute unit at once: more do not make its memory busier
 
 
 class FlashDecodeParams(Arguments):
@@ -230,6 +228,7 @@ def launch(
     """
     check_device(stream, q=q, k=k, v=v, out=out)
     others = (lse, alibi_slopes, sinks, bias, mask)
+    p_q, p_k, p_v, p_out = q.pointer, k.pointer, v.pointer, out.pointer
     plan = _plan(
         stream.device,
         (scale, causal, window, softcap),
@@ -239,22 +238,26 @@ def launch(
         mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES, params="FlashDecodeParams"),
         lengths is not None,
         None if block_table is None else block_table.shape[1],
-        *_facts(q),
-        *_facts(k),
-        *_facts(v),
-        *_facts(out),
+        q.dtype,
+        (q.shape, k.shape, v.shape),
+        (q.strides, k.strides, v.strides, out.strides),
+        (p_q | p_k | p_v | p_out) % ACCESS_BYTES,
     )
     if plan is None:
         return
-    p = FlashDecodeParams.from_buffer_copy(plan.arguments)
-    p.q, p.k, p.v, p.out = q.pointer, k.pointer, v.pointer, out.pointer
+    p = plan.arguments.take()
+    p.q, p.k, p.v, p.out = p_q, p_k, p_v, p_out
     for tensor in (q, k, v, out):
         tensor.buffer.used_on(stream)
+    for name, given in (("lengths", lengths), ("block_table", block_table), ("lse", lse)):
+        if given is not None:
+            setattr(p, name, given.pointer)
+            given.buffer.used_on(stream)
     if block_table is not None:
         p.table_batch = block_table.strides[0]
-    tensors = dict(zip(OPTIONS, others[1:], strict=True))
-    tensors |= {"lengths": lengths, "block_table": block_table, "lse": lse}
-    held = fill(p, tensors, score_mod, mask_mod, stream)  # until the launch
+    held: Any = None  # until the launch
+    if plan.options:
+        held = fill(p, dict(zip(OPTIONS, others[1:], strict=True)), score_mod, mask_mod, stream)
     if p.splits > 1:
         memory, tickets = 4 * plan.parts * (v.shape[3] + 1), 4 * plan.tickets
         if isinstance(workspace, Workspace):
@@ -264,6 +267,7 @@ def launch(
             workspace.buffer.clear(stream, workspace.offset * 4 + memory, tickets)
         p.part_lse = p.parts + 4 * plan.parts * v.shape[3]
     plan.kernel.launch(stream, plan.config, p)
+    plan.arguments.give(p)
     del held
 
 
@@ -273,21 +277,19 @@ class _Plan:
 
     Attributes
     ----------
-    arguments : FlashDecodeParams
-        To be copied.
+    arguments : Template
+    options : bool
+        Whether the call has tensors beside those of the caches, out and lse.
     parts, tickets : int
         How many rows of parts, and how many tiles of rows, which have a ticket each.
     """
 
     kernel: Kernel
     config: LaunchConfig
-    arguments: FlashDecodeParams
+    arguments: Template[FlashDecodeParams]
+    options: bool
     parts: int
     tickets: int
-
-
-def _facts(x: DeviceTensor) -> tuple[Any, ...]:
-    return x.dtype, x.shape, x.strides, x.pointer % 16
 
 
 @lru_cache(maxsize=4096)
@@ -300,10 +302,11 @@ def _plan(
     mask_mod: str | None,
     lengths: bool,
     pages: int | None,
-    *facts: Any,
+    dtype: np.dtype[Any],
+    shapes: tuple[tuple[int, ...], ...],
+    strides: tuple[tuple[int, ...], ...],
+    address: int,
 ) -> _Plan | None:
-    dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
-    dtype = dtypes[0]
     batch, seq_q, heads, head_dim = shapes[0]
     _, page_size, heads_kv, value_dim = shapes[2]
     capacity = page_size if pages is None else pages * page_size
@@ -319,15 +322,17 @@ def _plan(
     scale, causal, window, softcap = formula
     formula = scale, causal and seq_q > 1, window, softcap  # one query stands at the last key
     features = Features.of(formula, others, score_mod, mask_mod)
+    widths = (*(shape[3] for shape in shapes), value_dim)
     vector = vector_width(
-        *((a, dtype.itemsize, (*s[:3], n[3])) for a, s, n in zip(addresses, strides, shapes, strict=True))
+        *((address, dtype.itemsize, (*s[:3], width)) for s, width in zip(strides, widths, strict=True))
     )
     wide = pages is None and is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
     row_tiles = -(-rows // tiles.block_m)
     blocks = batch * heads_kv * row_tiles
-    options: dict[str, Any] = {"vector": vector, "lengths": lengths, "wide": wide, "split": splits > 1}
-    options["page_size"] = None if pages is None else page_size
-    kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, group, features, **options), device)
+    form: dict[str, Any] = {"vector": vector, "lengths": lengths, "wide": wide, "split": splits > 1}
+    form["page_size"] = None if pages is None else page_size
+    kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, group, features, **form), device)
+    options = any(others[1:]) or bool(score_mod or mask_mod)
 
     p = FlashDecodeParams()
     for name, steps in zip(("q", "k", "v", "out"), strides, strict=True):
@@ -337,7 +342,7 @@ def _plan(
     p.row_tiles, p.splits = row_tiles, splits
     resolve(p, formula)
     config = LaunchConfig(blocks * splits, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
-    return _Plan(kernel, config, p, batch * heads * seq_q * splits, blocks)
+    return _Plan(kernel, config, Template(p), options, batch * heads * seq_q * splits, blocks)
 
 
 def _visible(capacity: int, seq_q: int, formula: Formula) -> int:
@@ -374,20 +379,20 @@ def best_splits(
     rows = seq_q * heads // max(1, heads_kv)
     tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows)
     assert tiles is not None
-    blocks = batch * heads_kv * -(-rows // tiles.block_m)
-    return _splits(device, tiles, blocks, _visible(capacity, seq_q, formula))
+    blocks, keys = batch * heads_kv * -(-rows // tiles.block_m), _visible(capacity, seq_q, formula)
+    return _splits(device.compute_units, tiles, blocks, min(rows, tiles.wave_rows), keys)
 
 
-def _splits(device: Device, tiles: Tiles, blocks: int, keys: int) -> int:
-    """Return among how many blocks to split `keys`, for the least time by a simple count.
+def _splits(units: int, tiles: Tiles, blocks: int, rows: int, keys: int) -> int:
+    """Return among how many blocks to split `keys`, for the least time by a simple count, in tiles of a compute unit.
 
-    As many blocks as the device holds run at once, each tile by tile; to start one costs as much as two tiles, and what
-    is split has to be combined.
+    The unit with the most blocks is the last to end. A single block waits for memory a third of its time. A block costs
+    two tiles to start, and making one result of `rows` rows as much for eight parts of each four rows as one tile.
     """
-    fit = min(_MOST_BLOCKS, max(1, lds_limit(device.arch) // (tiles.lds_bytes + FLAG_BYTES)))
-    resident, count = device.compute_units * fit, max(1, -(-keys // tiles.block_n))
+    count = max(1, -(-keys // tiles.block_n))
 
     def time(splits: int) -> float:
-        return -(-blocks * splits // resident) * (-(-count // splits) + 2) + (splits > 1) + splits / 32
+        merging = (1 + splits / 8) * -(-rows // 4) if splits > 1 else 0.0
+        return max(1.5, -(-blocks * splits // units)) * -(-count // splits) + 2 + merging
 
     return min(range(1, min(count, MAX_SPLITS) + 1), key=time)

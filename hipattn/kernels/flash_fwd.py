@@ -17,9 +17,9 @@ from hipattn.kernels import block_mask
 from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
-from hipattn.kernels.rows import check_device, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, check_device, vector_width
 from hipattn.runtime.device import Device
-from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.module import Arguments, Kernel, LaunchConfig, Template
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import UINT8, DeviceTensor
 
@@ -166,6 +166,7 @@ def launch(
     """
     check_device(stream, q=q, k=k, v=v, out=out)
     others = (lse, alibi_slopes, sinks, bias, mask, cu_seqlens_q, cu_seqlens_k)
+    p_q, p_k, p_v, p_out = q.pointer, k.pointer, v.pointer, out.pointer
     plan = _plan(
         stream.device,
         (scale, causal, window, softcap),
@@ -173,15 +174,15 @@ def launch(
         score_mod and score_mod.render("user_score_mod", 0, 0),
         mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES),
         0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1,
-        *_facts(q),
-        *_facts(k),
-        *_facts(v),
-        *_facts(out),
+        q.dtype,
+        (q.shape, k.shape, v.shape),
+        (q.strides, k.strides, v.strides, out.strides),
+        (p_q | p_k | p_v | p_out) % ACCESS_BYTES,
     )
     if plan is None:
         return
-    p = FlashFwdParams.from_buffer_copy(plan.arguments)
-    p.q, p.k, p.v, p.out = q.pointer, k.pointer, v.pointer, out.pointer
+    p = plan.arguments.take()
+    p.q, p.k, p.v, p.out = p_q, p_k, p_v, p_out
     for tensor in (q, k, v, out):
         tensor.buffer.used_on(stream)
     if lse is not None:
@@ -194,6 +195,7 @@ def launch(
         if mask_mod is not None and plan.block_mask is not None:
             held["block_mask"] = _fill_block_mask(p, mask_mod.on(stream), plan.block_mask, stream)
     plan.kernel.launch(stream, plan.config, p)
+    plan.arguments.give(p)
     del held
 
 
@@ -234,8 +236,7 @@ class _Plan:
 
     Attributes
     ----------
-    arguments : FlashFwdParams
-        To be copied.
+    arguments : Template
     options : bool
         Whether the call has tensors beside q, k, v, out and lse.
     block_mask : tuple of int or None
@@ -244,13 +245,9 @@ class _Plan:
 
     kernel: Kernel
     config: LaunchConfig
-    arguments: FlashFwdParams
+    arguments: Template[FlashFwdParams]
     options: bool
     block_mask: tuple[int, ...] | None
-
-
-def _facts(x: DeviceTensor) -> tuple[Any, ...]:
-    return x.dtype, x.shape, x.strides, x.pointer % 16
 
 
 @lru_cache(maxsize=4096)
@@ -261,10 +258,11 @@ def _plan(
     score_mod: str | None,
     mask_mod: str | None,
     sequences: int,
-    *facts: Any,
+    dtype: np.dtype[Any],
+    shapes: tuple[tuple[int, ...], ...],
+    strides: tuple[tuple[int, ...], ...],
+    address: int,
 ) -> _Plan | None:
-    dtypes, shapes, strides, addresses = (facts[n::4] for n in range(4))
-    dtype = dtypes[0]
     batch, seq_q, heads, head_dim = shapes[0]
     _, seq_k, heads_kv, value_dim = shapes[2]
     if not batch * seq_q * heads * value_dim:
@@ -273,8 +271,9 @@ def _plan(
     if tiles is None:
         raise ArgumentError(supports(device, dtype, head_dim, value_dim) or "")
     features = Features.of(formula, others[:5], score_mod, mask_mod, varlen=sequences > 0)
+    widths = (*(shape[3] for shape in shapes), value_dim)
     vector = vector_width(
-        *((a, dtype.itemsize, (*s[:3], n[3])) for a, s, n in zip(addresses, strides, shapes, strict=True))
+        *((address, dtype.itemsize, (*s[:3], width)) for s, width in zip(strides, widths, strict=True))
     )
     wide = is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, features, vector=vector, wide=wide), device)
@@ -290,7 +289,7 @@ def _plan(
     config = LaunchConfig(blocks, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     options = any(others[1:]) or bool(score_mod or mask_mod)
     block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
-    return _Plan(kernel, config, p, options, block_sizes if mask_mod and not sequences else None)
+    return _Plan(kernel, config, Template(p), options, block_sizes if mask_mod and not sequences else None)
 
 
 def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) -> int:

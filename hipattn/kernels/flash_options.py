@@ -183,8 +183,8 @@ def fill(
         if name in ("bias", "mask"):
             for axis, stride in zip(("batch", "head", "row", "column"), tensor.strides, strict=True):
                 setattr(p, f"{name}_{axis}", stride)
-        elif name == "slopes" and tensor.ndim == 2:
-            p.slopes_batch = tensor.strides[0]
+        elif name == "slopes":
+            p.slopes_batch = tensor.strides[0] if tensor.ndim == 2 else 0
         if hasattr(p, name):
             setattr(p, name, tensor.pointer)
         tensor.buffer.used_on(stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hipattn.errors import ArgumentError, ClosedError
 from hipattn.runtime import bindings
@@ -14,7 +14,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
-__all__ = ["Arguments", "Kernel", "LaunchConfig", "Module"]
+__all__ = ["Arguments", "Kernel", "LaunchConfig", "Module", "Template"]
 
 Dim3 = tuple[int, int, int]
 
@@ -40,6 +40,31 @@ class Arguments(ctypes.Structure):
                 _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(size), _END
             )
         return made
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+class Template(Generic[A]):
+    """Arguments of launches that differ in few fields, the same in each.
+
+    Its copies are used again, since to lay one out costs more than to fill it in.
+    """
+
+    def __init__(self, arguments: A) -> None:
+        self._arguments = arguments
+        self._spare: list[A] = []  # a thread that takes one has it alone
+
+    def take(self) -> A:
+        """Return a copy. The fields that differ hold anything."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return type(self._arguments).from_buffer_copy(self._arguments)
+
+    def give(self, arguments: A) -> None:
+        """Take back a copy that was launched."""
+        self._spare.append(arguments)
 
 
 @cache
