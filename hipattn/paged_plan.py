@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from hipattn.arguments import instance, integer
-from hipattn.attn.decode import attention_decode
 from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.errors import ArgumentError
 from hipattn.layers import LayerSpec, LayerWeights
@@ -117,8 +116,10 @@ class PagedPlan(ExecutionPlan):
         self._sequences, self._new, self._before = tuple(sequences), tokens, before
         try:
             self.lengths, self._table = self.pages.lengths(sequences), self.pages.block_table(sequences)
+            if tokens == 1:
+                self._make_workspace(len(sequences), self._table.shape[1] * self.pages.page_size)
         except BaseException:
-            self._undo()
+            self._undo(0)
             raise
 
     def run(self, hidden: DeviceTensor) -> DeviceTensor:
@@ -141,19 +142,26 @@ class PagedPlan(ExecutionPlan):
         HipError
             A launch fails. The sequences are as they were before `extend`.
         """
+        return super().run(hidden)
+
+    def _check_run(self, hidden: DeviceTensor) -> None:
         if self._check("hidden", hidden) != (len(self._sequences), self._new):
             raise ArgumentError(
                 f"hidden has shape {hidden.shape}; {len(self._sequences)} sequences were extended by {self._new} tokens"
             )
-        try:
-            return super().run(hidden)
-        except BaseException:
-            self._undo()
-            raise
 
-    def _undo(self) -> None:
-        for sequence, length in zip(self._sequences, self._before, strict=True):
-            self.pages.truncate(sequence, length)
+    def _fixed(self, batch: int) -> Hashable:
+        if not any(self._before):
+            return None
+        assert self._workspace is not None
+        return batch, self._splits, *((x.pointer, x.shape) for x in (self.lengths, self._table, self._workspace))
+
+    def _advance(self) -> None:
+        """Nothing: `extend` has counted."""
+
+    def _undo(self, length: int) -> None:  # noqa: ARG002
+        for sequence, before in zip(self._sequences, self._before, strict=True):
+            self.pages.truncate(sequence, before)
         self._sequences, self._new = (), 0
 
     def _admit(self, layer: int, on: _Activations) -> dict[str, Any]:  # noqa: ARG002
@@ -165,5 +173,4 @@ class PagedPlan(ExecutionPlan):
             self._attend_to(on.k, on.v, on)
             return
         k, v = self.pages.keys(layer), self.pages.values(layer)
-        options: Any = {"causal": True, "out": on.attended, "stream": self.stream}
-        attention_decode(on.q, k, v, self.lengths, block_table=self._table, **options)
+        self._decode(k, v, self.lengths, on, block_table=self._table)

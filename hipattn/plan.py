@@ -6,21 +6,24 @@ each of the two with a residual connection and a norm before it (llama) or after
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from hipattn.arguments import instance, integer
+from hipattn.attn.decode import attention_decode
 from hipattn.attn.functional import attention
 from hipattn.attn.kv_cache import KVCache
+from hipattn.attn.options import EVERY_KEY
 from hipattn.errors import ArgumentError, CacheFullError
-from hipattn.kernels import activation, add, flash_fwd, norm, rope
+from hipattn.kernels import activation, add, flash_decode, flash_fwd, norm, rope
 from hipattn.kernels.rows import check_device
 from hipattn.layers import LayerSpec, LayerWeights
 from hipattn.matmul import matmul
 from hipattn.runtime.device import Device
+from hipattn.runtime.replay import Replay
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import UINT8, DeviceTensor, as_dtype
+from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor, as_dtype
 
 __all__ = ["ExecutionPlan", "check_method"]
 
@@ -107,7 +110,13 @@ class ExecutionPlan:
             {name: getattr(weights, name).transpose(1, 0) for name in ("qkv", "out", "up", "down")}
             for weights in self.layers
         ]
+        group = spec.heads // spec.heads_kv
+        self._decodes = not flash_decode.supports(self.device, self.dtype, spec.head_dim, spec.head_dim, group)
+        self._replay = Replay(self.stream)
         self._present: DeviceTensor | None = None
+        self._lengths: DeviceTensor | None = None  # of the step that is about to run
+        self._length = 0  # which they are
+        self._workspace: DeviceTensor | None = None
         self._shapes: dict[tuple[int, int], _Activations] = {}
         self.cache: KVCache | None = None
         rows = self.batch * self.tokens
@@ -120,6 +129,9 @@ class ExecutionPlan:
             if capacity is not None:
                 sizes = len(self.layers), self.batch, capacity, spec.heads_kv, spec.head_dim
                 self.cache = KVCache(*sizes, dtype=self.dtype, stream=self.stream)
+                if self._decodes and self.method != "staged":
+                    self._lengths = DeviceTensor.empty((self.batch,), INT32, stream=self.stream)
+                    self._make_workspace(self.batch, capacity)
         except BaseException:
             self.close()
             raise
@@ -206,20 +218,110 @@ class ExecutionPlan:
         HipError
             A launch fails. The cache is as it was.
         """
+        self._check_run(hidden)
+        length = self.length
+        try:
+            self._run(hidden)
+        except BaseException:
+            self._undo(length)
+            raise
+        return hidden
+
+    def step(
+        self,
+        hidden: DeviceTensor,
+        *,
+        before: Callable[[], object],
+        after: Callable[[], object],
+        key: Hashable = None,
+    ) -> None:
+        """Run all layers over one new token of each sequence, and what goes before and after them, as one graph.
+
+        A step is captured the second time that it is asked for, and replayed from then on: it costs the host one
+        launch. With method "staged", whose launches depend on the length, and on the null stream it is `run` between
+        the two.
+
+        Parameters
+        ----------
+        hidden : [batch, 1, hidden]
+            As of `run`.
+        before, after
+            Add work to the plan's stream: what fills `hidden`, and what takes it from there. They are captured: see
+            `Graph` for what they may do.
+        key
+            What the launches of the two depend on, beyond `hidden`.
+
+        Raises
+        ------
+        ArgumentError, CacheFullError, HipError
+            As of `run`.
+        """
+        self._check_run(hidden)
+        if hidden.shape[1] != 1:
+            raise ArgumentError(f"hidden has {hidden.shape[1]} tokens; a step takes one")
+        length = self.length
+
+        def work() -> None:
+            self._rewind(length)  # a capture that failed has counted
+            before()
+            self._run(hidden)
+            after()
+
+        try:
+            fixed = self._fixed(hidden.shape[0])
+            hidden.buffer.used_on(self.stream)
+            if fixed is None:
+                work()
+            elif not self._replay.run((fixed, key, hidden.pointer, hidden.shape), work):
+                self._advance()
+        except BaseException:
+            self._undo(length)
+            raise
+
+    def _check_run(self, hidden: DeviceTensor) -> None:
         self._check("hidden", hidden)
         length = self.length
         if self.cache is not None and length + hidden.shape[1] > self.cache.capacity:
             raise CacheFullError(
                 f"the cache holds {length} of {self.cache.capacity} tokens; {hidden.shape[1]} more do not fit"
             )
-        try:
-            for layer, weights in enumerate(self.layers):
-                self._residual(self.self_attention, hidden, layer, weights.attention_norm, weights.attention_norm_bias)
-                self._residual(self.feed_forward, hidden, layer, weights.ffn_norm, weights.ffn_norm_bias)
-        except BaseException:
-            self._truncate(length)
-            raise
-        return hidden
+
+    def _run(self, hidden: DeviceTensor) -> None:
+        for layer, weights in enumerate(self.layers):
+            self._residual(self.self_attention, hidden, layer, weights.attention_norm, weights.attention_norm_bias)
+            self._residual(self.feed_forward, hidden, layer, weights.ffn_norm, weights.ffn_norm_bias)
+
+    def _fixed(self, batch: int) -> Hashable:  # noqa: ARG002
+        """Bring to the device what changes from step to step, and return what does not; None if no graph holds it."""
+        if self._lengths is None or self._attention_method != "flash":
+            return None
+        self._set_length(self.length + 1)
+        if self._present is None:
+            return ()
+        self._present.buffer.used_on(self.stream)
+        return self._present.pointer
+
+    def _advance(self) -> None:
+        """Count what a graph has done."""
+        if self.cache is not None:
+            self.cache.advance(1)
+
+    def _set_length(self, length: int) -> None:
+        assert self._lengths is not None
+        if length != self._length:
+            self._length = 0
+            self._lengths.fill(length, stream=self.stream)
+            self._length = length
+
+    def _make_workspace(self, batch: int, capacity: int) -> None:
+        """Allocate what `attention_decode` works in, for one query of each sequence."""
+        spec = self.spec
+        scores, dims = (batch, spec.heads, 1, capacity), (spec.heads_kv, spec.head_dim, spec.head_dim)
+        self._splits = flash_decode.best_splits(self.device, self.dtype, scores, *dims, (1.0, True, EVERY_KEY, None))
+        size = batch * spec.heads * self._splits * (spec.head_dim + 1)
+        if self._workspace is None or size > self._workspace.size:
+            self._workspace = DeviceTensor.empty((size,), FLOAT32, stream=self.stream)
+            self._workspace.fill(0, stream=self.stream)
 
     def truncate(self, length: int) -> None:
         """Forget the tokens of each sequence from `length` on.
@@ -231,9 +333,13 @@ class ExecutionPlan:
         """
         if integer("length", length) > self.length:
             raise ArgumentError(f"length is {length}; the cache holds {self.length} tokens")
-        self._truncate(length)
+        self._rewind(length)
 
-    def _truncate(self, length: int) -> None:
+    def _undo(self, length: int) -> None:
+        """Take back what an error leaves half done."""
+        self._rewind(length)
+
+    def _rewind(self, length: int) -> None:
         if self.cache is not None:
             for layer in range(len(self.layers)):
                 self.cache.truncate(layer, min(length, self.cache.length(layer)))
@@ -293,23 +399,47 @@ class ExecutionPlan:
         if self.cache is None:
             return {"start": 0}
         self.cache.check(layer, on.k, on.v)
-        return {"start": self.cache.length(layer)}
+        length = self.cache.length(layer)
+        if not self._is_step(on):
+            return {"start": length}
+        self._set_length(length + 1)
+        return {"ends": self._lengths}
+
+    def _is_step(self, on: _Activations) -> bool:
+        """Whether positions come from device memory, so that launches do not depend on the length."""
+        return self._lengths is not None and on.q.shape[1] == 1 and self._attention_method == "flash"
 
     def _attend(self, layer: int, on: _Activations) -> None:
         """Keep the new keys and values, and let the queries attend to what there is then."""
         k, v = on.k, on.v
-        if self.cache is not None:
+        if self.cache is None:
+            self._attend_to(k, v, on)
+        elif self._is_step(on):
+            self.cache.append(layer, k, v, ends=self._lengths, stream=self.stream)
+            self._decode(*self.cache.whole(layer), self._lengths, on, mask=self._present)
+        else:
             self.cache.append(layer, k, v, stream=self.stream)
-            k, v = self.cache.view(layer)
-        self._attend_to(k, v, on)
+            self._attend_to(*self.cache.view(layer), on)
 
     def _attend_to(self, k: DeviceTensor, v: DeviceTensor, on: _Activations) -> None:
         mask = None if self._present is None else self._present[..., : k.shape[1]]
-        method = self.method
-        if method == "auto":
-            slow = self.device.simulated and mask is None
-            method = "staged" if slow or self._not_flash else "flash"
-        attention(on.q, k, v, causal=self.spec.causal, mask=mask, out=on.attended, method=method, stream=self.stream)
+        options: Any = {"causal": self.spec.causal, "mask": mask, "method": self._attention_method}
+        attention(on.q, k, v, out=on.attended, stream=self.stream, **options)
+
+    def _decode(
+        self, k: DeviceTensor, v: DeviceTensor, lengths: DeviceTensor | None, on: _Activations, **options: Any
+    ) -> None:
+        """Let the last queries attend to a cache. With one each nothing is allocated."""
+        if on.q.shape[1] == 1:
+            options |= {"num_splits": self._splits, "workspace": self._workspace}
+        attention_decode(on.q, k, v, lengths, out=on.attended, stream=self.stream, **options)
+
+    @property
+    def _attention_method(self) -> str:
+        if self.method != "auto":
+            return self.method
+        slow = self.device.simulated and self._present is None
+        return "staged" if slow or self._not_flash else "flash"
 
     def feed_forward(
         self, hidden: DeviceTensor, layer: int, *, out: DeviceTensor, accumulate: bool = False
@@ -383,9 +513,11 @@ class ExecutionPlan:
 
     def close(self) -> None:
         """Free the plan's memory and its cache, after the work that uses them. The weights stay."""
+        self._replay.close()
         self._shapes.clear()
-        for tensor in self._memory.values():
-            tensor.buffer.close()
+        for tensor in (*self._memory.values(), self._lengths, self._workspace):
+            if tensor is not None:
+                tensor.buffer.close()
         if self.cache is not None:
             self.cache.close()
 

@@ -219,6 +219,24 @@ class DeviceTensor:
         np.lib.stride_tricks.as_strided(flat, self.shape, steps)[...] = host
         around._upload(flat, where)
 
+    def fill(self, value: float, *, stream: Stream) -> None:
+        """Set all elements of a contiguous tensor of float32 or int32, as work of `stream`.
+
+        Raises
+        ------
+        ArgumentError
+            The tensor is of another dtype, or not contiguous.
+        """
+        if self.dtype not in (FLOAT32, INT32) or not self.is_contiguous:
+            raise ArgumentError(
+                f"the tensor is {self.dtype.name} with strides {self.strides}; it takes float32 or int32, contiguous"
+            )
+        if self.size:
+            self.buffer.used_on(stream)
+            pattern = int(np.array(value, self.dtype).view(np.int32))
+            result = bindings.hip.hipMemsetD32Async(self.pointer, pattern, self.size, stream.native)
+            check(result, "hipMemsetD32Async", elements=self.size)
+
     def numpy(self, *, stream: Stream | None = None) -> npt.NDArray[Any]:
         """Copy the tensor to the host. Synchronises: with `stream`, or with all streams that use the memory.
 

@@ -22,6 +22,7 @@ from hipattn import (
     Rope,
     Stream,
 )
+from hipattn.kernels import embedding, scale
 from hipattn.runtime import bindings
 from tests.helpers.inputs import poisoned
 from tests.helpers.layer_oracle import Weights, layers, random_weights, self_attention, upload_layers
@@ -173,6 +174,114 @@ def test_missing_tokens_of_an_encoder(stream: Stream, method: str) -> None:
         assert not calls
         plan.reset()
         check(run(plan, x), BERT, weights, x)
+
+
+def steps(plan: ExecutionPlan, x: NDArray[Any]) -> NDArray[Any]:
+    """Take tokens through the plan one by one."""
+    out = [x[:, :0]]
+    for at in range(x.shape[1]):
+        hidden = plan.hidden(x.shape[0], 1)
+        hidden.copy_from(x[:, at : at + 1], stream=plan.stream)
+        plan.step(hidden, before=lambda: None, after=lambda: None)
+        out.append(hidden.numpy(stream=plan.stream))
+    return np.concatenate(out, axis=1)
+
+
+@pytest.mark.parametrize("method", ["flash", "staged"])
+@pytest.mark.parametrize("heads_kv", [1, 2, 6])
+def test_steps_are_replayed(stream: Stream, method: str, heads_kv: int) -> None:
+    spec = replace(LLAMA, heads_kv=heads_kv)
+    weights = [random_weights(spec, FLOAT32, seed) for seed in range(2)]
+    x = embeddings(2, 20)
+    with planned(stream, spec, weights, method=method, batch=2, tokens=7, capacity=20) as plan:
+        with bindings.record() as calls:
+            found = np.concatenate([run(plan, x[:, :7]), steps(plan, x[:, 7:])], axis=1)
+        check(found, spec, weights, x)
+        names = [name for name, _ in calls]
+        assert names.count("hipGraphLaunch") == (12 if method == "flash" else 0)  # all but the first
+        assert names.count("hipGraphInstantiateWithFlags") == names.count("hipGraphLaunch") // 12
+        assert [plan.cache.length(layer) for layer in range(2)] == [20, 20]
+        with pytest.raises(CacheFullError, match="the cache holds 20 of 20 tokens; 1 more do not fit"):
+            steps(plan, x[:, :1])
+        plan.truncate(9)  # the graph goes on from anywhere
+        again = np.concatenate([steps(plan, x[:, 9:11]), run(plan, x[:, 11:15]), steps(plan, x[:, 15:])], axis=1)
+        check(np.concatenate([found[:, :9], again], axis=1), spec, weights, x)
+        plan.reset()
+        check(steps(plan, x[:, :5]), spec, weights, x[:, :5])
+
+
+def test_a_replayed_step_launches_one_graph(stream: Stream) -> None:
+    weights, x = [random_weights(LLAMA, FLOAT32, 0)], embeddings(1, 6)
+    with planned(stream, LLAMA, weights, tokens=4, capacity=8) as plan:
+        steps(plan, x[:, :4])
+        hidden = plan.hidden(1, 1)
+        with bindings.record() as calls:
+            plan.step(hidden, before=lambda: None, after=lambda: None)
+        names = [name for name, _ in calls]
+        assert [name for name in names if "Graph" in name or "Launch" in name] == ["hipGraphLaunch"]
+        assert not {name for name in names if "Memcpy" in name or "Malloc" in name or "Synchron" in name}
+        with pytest.raises(ArgumentError, match="hidden has 2 tokens; a step takes one"):
+            plan.step(plan.hidden(1, 2), before=lambda: None, after=lambda: None)
+
+
+def test_steps_of_sequences_of_different_lengths(stream: Stream) -> None:
+    weights = [random_weights(LLAMA, FLOAT32, seed) for seed in range(2)]
+    x, present = embeddings(2, 12), np.ones((2, 12), np.uint8)
+    with planned(stream, LLAMA, weights, batch=2, tokens=8, capacity=12) as plan:
+        for missing in (5, 2):
+            present[0, :missing] = 0
+            plan.reset(DeviceTensor.from_numpy(present, stream=stream))
+            found = np.concatenate([run(plan, x[:, :8]), steps(plan, x[:, 8:])], axis=1)
+            for b, first in enumerate((missing, 0)):
+                check(found[b : b + 1, first:], LLAMA, weights, x[b : b + 1, first:])
+            present[:] = 1
+
+
+def test_a_step_that_fails_leaves_the_cache_as_it_was(stream: Stream, fail: Any) -> None:
+    weights, x = [random_weights(LLAMA, FLOAT32, seed) for seed in range(3)], embeddings(1, 5)
+    for before in (1, 2, 3):  # the first step, the capture, a replay
+        calls = ("hipModuleLaunchKernel:9", "hipblasGemmStridedBatchedEx:6", "hipMemsetD32Async:1")
+        if before == 2:
+            calls += ("hipStreamBeginCapture:1", "hipGraphInstantiateWithFlags:1", "hipGraphLaunch:1")
+        for call in calls if before < 3 else ("hipMemsetD32Async:1", "hipGraphLaunch:1"):
+            with planned(stream, LLAMA, weights, capacity=8) as plan:
+                parts = [run(plan, x[:, :1]), steps(plan, x[:, 1:before])]
+                hidden = plan.hidden(1, 1)
+                hidden.copy_from(x[:, before : before + 1], stream=stream)
+                with fail(call), pytest.raises(HipError, match=call.partition(":")[0]):
+                    plan.step(hidden, before=lambda: None, after=lambda: None)
+                assert [plan.cache.length(layer) for layer in range(3)] == [before] * 3
+                check(np.concatenate([*parts, steps(plan, x[:, before:])], axis=1), LLAMA, weights, x)
+
+
+def test_what_goes_with_a_step(stream: Stream) -> None:
+    """It is captured with the layers, under its key; an error of it undoes the step."""
+    weights, x = [random_weights(LLAMA, FLOAT32, 0)], embeddings(1, 1)
+    with planned(stream, LLAMA, weights, capacity=20) as plan:
+        hidden = plan.hidden(1, 1)
+        table = DeviceTensor.from_numpy(np.concatenate([x[0], 2 * x[0]]), stream=stream)
+        ids = [DeviceTensor.from_numpy(np.array([[which]], np.int32), stream=stream) for which in (0, 1)]
+
+        def found(which: int) -> NDArray[Any]:
+            plan.reset()
+            plan.step(
+                hidden,
+                before=lambda: embedding.launch(table, ids[which], hidden, stream=stream),
+                after=lambda: scale.launch(hidden, 2.0, stream=stream),
+                key=ids[which].pointer,
+            )
+            return hidden.numpy() / 2
+
+        for which in (0, 1, 0, 1, 0, 1):
+            check(found(which), LLAMA, weights, x * (which + 1))
+
+        def refuse() -> None:
+            raise KeyError("after")
+
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                plan.step(hidden, before=lambda: None, after=refuse, key="other")
+            assert plan.length == 1
 
 
 @pytest.mark.parametrize("accumulate", [False, True])

@@ -141,6 +141,18 @@ def test_uploads_from_several_streams_are_all_waited_for(device: Device) -> None
         np.testing.assert_array_equal(tensor.numpy(), [numbers(1000), -numbers(1000)])
 
 
+def test_fill(stream: Stream) -> None:
+    for dtype, value in ((np.float32, -2.5), (np.int32, -3)):
+        tensor = DeviceTensor.from_numpy(np.arange(12).reshape(3, 4).astype(dtype), stream=stream)
+        tensor[1].fill(value, stream=stream)
+        assert tensor.numpy().tolist() == [[0, 1, 2, 3], [value] * 4, [8, 9, 10, 11]]
+        tensor[:0].fill(value, stream=stream)
+        with pytest.raises(ArgumentError, match=r"the tensor is \w+ with strides \(4, 2\); it takes float32 or int32"):
+            tensor[:, ::2].fill(value, stream=stream)
+    with pytest.raises(ArgumentError, match=r"the tensor is float16 .*; it takes float32 or int32"):
+        DeviceTensor.empty((4,), np.float16, stream=stream).fill(1, stream=stream)
+
+
 def test_copy_from(stream: Stream) -> None:
     tensor = DeviceTensor.from_numpy(numbers(4, 6), stream=stream)
     tensor[1:3, ::2].copy_from(-numbers(2, 3))

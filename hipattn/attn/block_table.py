@@ -49,11 +49,16 @@ class BlockTable:
     pages: DeviceTensor
 
     def __init__(self, pages: PageTable, sequences: Sequence[int], stream: Stream) -> None:
-        self._source, self._sequences, self._stream = pages, tuple(sequences), stream
-        self.distinct = len(set(sequences)) == len(sequences)
-        self._version = -1  # of the source, when it was last looked at
+        self._source, self._stream = pages, stream
         self._width = 0
         self._there: NDArray[np.int32] | None = None  # what the device holds, once it holds something
+        self.take(sequences)
+
+    def take(self, sequences: Sequence[int]) -> None:
+        """Become the table of another list, of as many sequences, in the same memory, from the next update on."""
+        self._sequences = tuple(sequences)
+        self.distinct = len(set(sequences)) == len(sequences)
+        self._version = -1  # of the source, when it was last looked at
 
     def update(self) -> None:
         """Bring the device up to date. Synchronises if something is uploaded.

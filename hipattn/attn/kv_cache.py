@@ -85,7 +85,15 @@ class KVCache:
         """Return how many tokens a layer holds."""
         return self._lengths[self._layer(layer)]
 
-    def append(self, layer: int, k: DeviceTensor, v: DeviceTensor, *, stream: Stream | None = None) -> None:
+    def append(
+        self,
+        layer: int,
+        k: DeviceTensor,
+        v: DeviceTensor,
+        *,
+        ends: DeviceTensor | None = None,
+        stream: Stream | None = None,
+    ) -> None:
         """Copy new keys and values behind those that the layer holds, on the device, in one launch.
 
         Parameters
@@ -95,6 +103,10 @@ class KVCache:
         k, v
             [batch, tokens, heads_kv, head_dim or value_dim] in the cache's dtype; any strides with a contiguous last
             dimension.
+        ends : [batch], int32, contiguous
+            On the device: the layer's length with the new tokens, once for each sequence, not checked. The launch then
+            depends on nothing else that changes, and can be captured in a `Graph`; `advance` counts what a replay
+            appends. Default: what the cache counts.
         stream
             Where the copy goes. Default: the default stream of the tensors' device.
 
@@ -108,12 +120,26 @@ class KVCache:
         self.check(layer, k, v)
         length, tokens = self._lengths[layer], k.shape[1]
         stream = stream or self._keys.device.default_stream
-        kv_append.launch(k, v, self._keys[layer], self._values[layer], length, stream=stream)
+        where = (length,) if ends is None else ()
+        kv_append.launch(k, v, self._keys[layer], self._values[layer], *where, ends=ends, stream=stream)
         self._lengths[layer] = length + tokens
+
+    def advance(self, tokens: int) -> None:
+        """Count new tokens in all layers, which a captured `append` writes without this object.
+
+        Raises
+        ------
+        CacheFullError
+            A layer has no room for so many tokens; the cache is as it was.
+        """
+        tokens = integer("tokens", tokens)
+        for layer in range(self.layers):
+            self._check_room(layer, tokens)
+        self._lengths = [length + tokens for length in self._lengths]
 
     def check(self, layer: int, k: DeviceTensor, v: DeviceTensor) -> None:
         """Check that `append` would take these tensors, and raise what it would raise."""
-        length = self.length(layer)
+        self._layer(layer)
         if self.closed:
             raise ClosedError("the KV cache is closed")
         for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
@@ -123,7 +149,10 @@ class KVCache:
                 raise ArgumentError(f"{name} has shape {tensor.shape}; the cache takes {wanted}")
             if tensor.dtype != self.dtype:
                 raise ArgumentError(f"{name} is {tensor.dtype.name}; the cache holds {self.dtype.name}")
-        tokens = k.shape[1]
+        self._check_room(layer, k.shape[1])
+
+    def _check_room(self, layer: int, tokens: int) -> None:
+        length = self._lengths[layer]
         if length + tokens > self.capacity:
             raise CacheFullError(
                 f"layer {layer} holds {length} of {self.capacity} tokens; {tokens} more do not fit "
@@ -135,10 +164,16 @@ class KVCache:
 
         Later appends do not move them; they do not lengthen the views either.
         """
-        length = self._lengths[self._layer(layer)]
+        keys, values = self.whole(layer)
+        length = self._lengths[layer]
+        return keys[:, :length], values[:, :length]
+
+    def whole(self, layer: int = 0) -> tuple[DeviceTensor, DeviceTensor]:
+        """Return all of the layer's memory, [batch, capacity, heads_kv, head_dim or value_dim]."""
+        self._layer(layer)
         if self.closed:
             raise ClosedError("the KV cache is closed")
-        return self._keys[layer, :, :length], self._values[layer, :, :length]
+        return self._keys[layer], self._values[layer]
 
     def reset(self) -> None:
         """Forget all tokens. The memory stays allocated."""

@@ -109,6 +109,7 @@ class PagedKVCache:
         if self.dtype != float8 and (k_scales is not None or v_scales is not None):
             raise ArgumentError(f"k_scales or v_scales is given; the dtype is {self.dtype.name}, which has none")
         self._batches: dict[tuple[int, ...], BlockTable] = {}
+        self._left: dict[int, BlockTable] = {}  # of lists that are no more, by how many sequences they had
         self._memory: list[DeviceTensor] = []
         rows = self.layers, self.pages, self.page_size, self.heads_kv
         try:
@@ -311,7 +312,8 @@ class PagedKVCache:
 
         While the longest sequence fits the width, what is returned for the same list is the same memory. So a step
         that was captured in a `Graph` can be launched after each `extend` and `lengths`, for as long as its caller
-        holds on to both tensors and finds the table where it was (its ``pointer``); then it is captured anew.
+        holds on to both tensors and finds the table where it was (its ``pointer``); then it is captured anew. When a
+        sequence is freed, the memory of its lists goes to the next list of as many sequences.
 
         Raises
         ------
@@ -325,6 +327,7 @@ class PagedKVCache:
     def close(self) -> None:
         """Free the memory, after the work that uses it. Closing twice does nothing."""
         self._batches.clear()
+        self._left.clear()
         for tensor in self._memory:
             tensor.buffer.close()
 
@@ -342,7 +345,11 @@ class PagedKVCache:
         if batch is None:
             if not key:
                 raise ArgumentError("sequences is empty; it takes 1 or more")
-            batch = BlockTable(self._table, key, self._keys.buffer.stream)
+            batch = self._left.pop(len(key), None)
+            if batch is None:
+                batch = BlockTable(self._table, key, self._keys.buffer.stream)
+            else:
+                batch.take(key)
         batch.update()  # one that fails is not kept
         self._batches[key] = batch  # the last used is the last
         while len(self._batches) > _BATCHES:
@@ -351,7 +358,11 @@ class PagedKVCache:
 
     def _forget(self, sequences: Sequence[int]) -> None:
         gone = set(sequences)
-        self._batches = {key: batch for key, batch in self._batches.items() if gone.isdisjoint(key)}
+        for key in [key for key in self._batches if not gone.isdisjoint(key)]:
+            self._left.pop(len(key), None)
+            self._left[len(key)] = self._batches.pop(key)
+        while len(self._left) > _BATCHES:
+            del self._left[next(iter(self._left))]
 
     def _check(self, batch: BlockTable, sequences: int, k: DeviceTensor, v: DeviceTensor) -> bool:
         """Check new keys and values, and return whether they are packed."""

@@ -15,6 +15,7 @@ from hipattn.errors import ArgumentError, OutOfPagesError
 from hipattn.models.head import Head, Sampling, read
 from hipattn.models.tokenizer import TextStream
 from hipattn.paged_plan import PagedPlan
+from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ class BatchGeneration:
         return self._pieces
 
     def _run(self) -> Iterator[tuple[int, str]]:
-        model, spec, stream = self._model, self._model.spec, self._model.stream
+        model, spec = self._model, self._model.spec
         sizes = len(model.layers), self._pages, self._page_size, spec.heads_kv, spec.head_dim
         with (
+            Stream(model.stream.device) as stream,  # in which no other thread disturbs the capture of a step
             PagedKVCache(*sizes, dtype=model.dtype, stream=stream) as cache,
             PagedPlan(
                 spec,
@@ -113,7 +115,7 @@ class BatchGeneration:
                 method=model.method,
                 stream=stream,
             ) as plan,
-            Head(model, self._batch) as head,
+            Head(model, self._batch, stream) as head,
         ):
             waiting, running = deque(self._answers), list[_Answer]()
             there: list[_Answer] = []  # whose last tokens the head has
@@ -151,17 +153,15 @@ class BatchGeneration:
         plan.extend([answer.sequence], ids.size)
         head.upload([0], [answer.number])
         hidden = plan.hidden(*ids.shape)
-        head.embed(DeviceTensor.from_numpy(ids, stream=self._model.stream), hidden)
-        return self._chosen(plan, head, hidden)[0]
+        head.embed(DeviceTensor.from_numpy(ids, stream=plan.stream), hidden)
+        head.finish(plan.run(hidden))
+        return self._chosen(1, plan, head)[0]
 
     def _step(self, count: int, plan: PagedPlan, head: Head) -> list[int]:
-        hidden = plan.hidden(count, 1)
-        head.embed(head.ids[:count].reshape(count, 1), hidden)
-        return self._chosen(plan, head, hidden)
+        head.step(plan, head.ids[:count])
+        return self._chosen(count, plan, head)
 
-    def _chosen(self, plan: PagedPlan, head: Head, hidden: DeviceTensor) -> list[int]:
-        head.finish(plan.run(hidden))
-        count = hidden.shape[0]
+    def _chosen(self, count: int, plan: PagedPlan, head: Head) -> list[int]:
         ids = head.choose(count, self._sampling, step=plan.lengths, numbers=head.numbers[:count])
         return read(ids, self._model)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hipattn.models.head import Sampling, read
+from hipattn.runtime.stream import Stream
 
 if TYPE_CHECKING:
     from hipattn.models.llama import Llama
@@ -63,7 +64,10 @@ class Generation:
         capacity = min(context, len(self.prompt) + max_tokens - 1)
         stream = model.tokenizer.stream()
         start = time.perf_counter()
-        with model.session(capacity=capacity, tokens=min(len(self.prompt), 512)) as session:
+        with (
+            Stream(model.stream.device) as own,  # in which no other thread disturbs the capture of a step
+            model.session(capacity=capacity, tokens=min(len(self.prompt), 512), stream=own) as session,
+        ):
             session.prefill([self.prompt])
             while self.ended is None:
                 (token,) = read(session.choose(**asdict(sampling)), model)

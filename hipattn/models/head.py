@@ -11,6 +11,8 @@ from hipattn.arguments import integer
 from hipattn.errors import ModelError
 from hipattn.kernels import embedding, norm, sample
 from hipattn.matmul import matmul
+from hipattn.plan import ExecutionPlan
+from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, INT32, DeviceTensor
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Head:
         The model.
     batch
         How many sequences, at most.
+    stream
+        Where the work goes.
 
     Attributes
     ----------
@@ -61,9 +65,9 @@ class Head:
         The device has too little memory; nothing stays allocated.
     """
 
-    def __init__(self, model: Llama, batch: int) -> None:
+    def __init__(self, model: Llama, batch: int, stream: Stream) -> None:
         h = model.hyperparameters
-        self._model, self._stream, self._eps = model, model.stream, h.norm_eps
+        self._model, self._stream, self._eps = model, stream, h.norm_eps
         batch = integer("batch", batch, 1)
         self._memory: list[DeviceTensor] = []
         try:
@@ -89,6 +93,18 @@ class Head:
     def embed(self, ids: DeviceTensor, hidden: DeviceTensor) -> None:
         """Write the embeddings of `ids`, [batch, tokens], to `hidden`, [batch, tokens, hidden]."""
         embedding.launch(self._model.embedding, ids, hidden, stream=self._stream)
+
+    def step(self, plan: ExecutionPlan, ids: DeviceTensor) -> DeviceTensor:
+        """Take a token of each sequence, [batch], through a plan's layers, as one graph, and return the logits."""
+        hidden = plan.hidden(ids.shape[0], 1)
+        ids.buffer.used_on(self._stream)
+        plan.step(
+            hidden,
+            before=lambda: self.embed(ids.reshape(*ids.shape, 1), hidden),
+            after=lambda: self.finish(hidden),
+            key=ids.pointer,
+        )
+        return self.logits[: ids.shape[0]]
 
     def finish(self, hidden: DeviceTensor) -> DeviceTensor:
         """Return the logits after each sequence's last token, the first rows of `logits`."""
@@ -131,7 +147,7 @@ def read(ids: DeviceTensor, model: Llama) -> list[int]:
     ModelError
         There was none to choose.
     """
-    tokens = [int(token) for token in ids.numpy(stream=model.stream)]
+    tokens = [int(token) for token in ids.numpy()]
     if min(tokens) < 0:
         raise ModelError(
             f"the logits hold NaN: the model's numbers are too large for {model.dtype.name}; "

@@ -41,7 +41,8 @@ class Llama:
     method
         How attention is computed: see `ExecutionPlan`.
     stream
-        Where all work goes. Default: the default stream of device 0.
+        Where weights are brought to the device, and where sessions work. Default: one of the model's own, on device 0.
+        Answers are generated in streams of their own.
 
     Attributes
     ----------
@@ -79,8 +80,8 @@ class Llama:
         self.tokenizer = Tokenizer(file)
         weights = LlamaWeights(file)
         self.hyperparameters = h = weights.hyperparameters
-        self.stream = Device(0).default_stream if stream is None else instance("stream", stream, Stream)
-        default = FLOAT32 if self.stream.device.simulated else FLOAT16
+        device = Device(0) if stream is None else instance("stream", stream, Stream).device
+        default = FLOAT32 if device.simulated else FLOAT16
         self.dtype, self.method = default if dtype is None else as_dtype(dtype), check_method(method)
         self.spec = LayerSpec(
             hidden=h.hidden,
@@ -99,6 +100,8 @@ class Llama:
         )
         self.layers: list[LayerWeights] = []
         self._tensors: list[DeviceTensor] = []
+        self._owns_stream = stream is None
+        self.stream = Stream(device) if stream is None else stream
         try:
             self.embedding = self._empty(h.vocabulary, h.hidden)
             self.norm = self._empty(h.hidden)
@@ -143,7 +146,9 @@ class Llama:
             prompt = [{"role": "user", "content": prompt}]
         return self.chat.encode(prompt)
 
-    def session(self, batch: int = 1, *, capacity: int | None = None, tokens: int = 512) -> Session:
+    def session(
+        self, batch: int = 1, *, capacity: int | None = None, tokens: int = 512, stream: Stream | None = None
+    ) -> Session:
         """Return what takes a batch of sequences through the model.
 
         Parameters
@@ -154,6 +159,9 @@ class Llama:
             How many tokens of each. Default: the model's context.
         tokens
             How many of them at a time, at most: memory for activations grows with it.
+        stream
+            Where all work goes. Default: the model's. Sessions that several threads run side by side take one each,
+            because steps are captured: see `Graph`.
 
         Raises
         ------
@@ -162,7 +170,8 @@ class Llama:
         HipError
             The device has too little memory.
         """
-        return Session(self, batch, self.hyperparameters.context if capacity is None else capacity, tokens)
+        capacity = self.hyperparameters.context if capacity is None else capacity
+        return Session(self, batch, capacity, tokens, stream)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the logits after each token of a sequence, [tokens, vocabulary], in host memory.
@@ -176,7 +185,7 @@ class Llama:
         """
         ids = self.check_tokens(tokens)
         with self.session(capacity=len(ids), tokens=min(len(ids), 512)) as session:
-            return session.logits_of(ids).numpy(stream=self.stream)
+            return session.logits_of(ids).numpy()
 
     def generate(
         self,
@@ -286,11 +295,13 @@ class Llama:
         return [int(token) for token in ids]
 
     def close(self) -> None:
-        """Free the weights, after the work that uses them."""
+        """Free the weights, after the work that uses them, and close the stream if it is the model's own."""
         for tensor in self._tensors:
             tensor.buffer.close()
         for weights in self.layers:
             weights.close()
+        if self._owns_stream:
+            self.stream.close()
 
     def __enter__(self) -> Llama:
         return self

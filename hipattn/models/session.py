@@ -13,6 +13,7 @@ from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError
 from hipattn.models.head import Head, Sampling
 from hipattn.plan import ExecutionPlan
+from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Session:
                 show(ids.numpy())
                 session.step()
 
+    A step is captured in a graph the second time, and then replayed: see `ExecutionPlan.step`.
+
     Parameters
     ----------
     model
@@ -43,10 +46,14 @@ class Session:
         How many tokens of each: at most the model's context.
     tokens
         How many tokens of each go through the layers at a time, at most.
+    stream
+        Where all work goes. Default: the model's.
 
     Attributes
     ----------
     plan : ExecutionPlan
+    stream : Stream
+        What other streams do with `logits` and `ids` has to wait for it.
     logits : DeviceTensor
         [batch, vocabulary], float32: after the last token of each sequence.
     ids : DeviceTensor
@@ -60,15 +67,16 @@ class Session:
         The device has too little memory; nothing stays allocated.
     """
 
-    def __init__(self, model: Llama, batch: int, capacity: int, tokens: int) -> None:
+    def __init__(self, model: Llama, batch: int, capacity: int, tokens: int, stream: Stream | None = None) -> None:
         h = model.hyperparameters
         if integer("capacity", capacity, 1) > h.context:
             raise ArgumentError(f"capacity is {capacity}; the model's context is {h.context}")
-        self.model, self.stream = model, model.stream
+        self.model = model
+        self.stream = model.stream if stream is None else instance("stream", stream, Stream)
         options: Any = {"batch": batch, "tokens": tokens, "capacity": capacity, "method": model.method}
-        self.plan = ExecutionPlan(model.spec, model.layers, **options, stream=model.stream)
+        self.plan = ExecutionPlan(model.spec, model.layers, **options, stream=self.stream)
         try:
-            self._head = Head(model, self.plan.batch)
+            self._head = Head(model, self.plan.batch, self.stream)
         except BaseException:
             self.plan.close()
             raise
@@ -128,8 +136,7 @@ class Session:
         ids = self.ids if ids is None else instance("ids", ids, DeviceTensor)
         if ids.shape != self.ids.shape:
             raise ArgumentError(f"ids has shape {ids.shape}; it takes {self.ids.shape}")
-        with self._undone():
-            return self._head.finish(self._forward(ids.reshape(self.plan.batch, 1)))
+        return self._head.step(self.plan, ids)
 
     def choose(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> DeviceTensor:
         """Choose each sequence's next token by `logits`, and return `ids`. Arguments: `hipattn.kernels.sample.launch`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,8 @@ class Graph(Owned):
         mode = hip.hipStreamCaptureMode.hipStreamCaptureModeThreadLocal
         check(hip.hipStreamBeginCapture(stream.native, mode), "hipStreamBeginCapture")
         sync_each, stream.sync_each = stream.sync_each, False
+        collects = gc.isenabled()
+        gc.disable()  # what it frees would be captured, or spoil the capture
         try:
             work()
         except BaseException:
@@ -75,6 +78,8 @@ class Graph(Owned):
             raise
         finally:
             stream.sync_each = sync_each
+            if collects:
+                gc.enable()
         return check(hip.hipStreamEndCapture(stream.native), "hipStreamEndCapture")
 
     @property

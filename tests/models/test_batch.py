@@ -12,6 +12,8 @@ from hipattn import ArgumentError, Stream
 from hipattn.models.batch import BatchGeneration
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.llama import Llama
+from hipattn.runtime import bindings
+from hipattn.runtime.replay import Replay
 from tests.models.test_llama import IDS, path, reference
 
 __all__ = ["path"]
@@ -28,6 +30,32 @@ def test_greedy(stream: Stream, path: Path, batch: int, page_size: int) -> None:
         assert answers.texts() == [model.tokenizer.decode(tokens) for tokens in alone]
     assert answers.tokens == alone
     assert answers.ended == ["length"] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 1}])
+def test_graphs_change_nothing(
+    stream: Stream, path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model:
+
+        def tokens() -> tuple[list[list[int]], int]:
+            with bindings.record() as calls:
+                answers = model.generate_batch(PROMPTS, max_tokens=7, batch=2, page_size=2, **options)
+                answers.texts()
+            return answers.tokens, [name for name, _ in calls].count("hipGraphLaunch")
+
+        replayed, graphs = tokens()
+        assert graphs
+        monkeypatch.setattr(Replay, "run", lambda self, key, work: work() or True)
+        assert tokens() == (replayed, 0)
+
+
+def test_what_joins_is_in_the_graph_of_what_left(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model, bindings.record() as calls:
+        model.generate_batch([IDS[:3]] * 6, max_tokens=4, batch=2).texts()
+    names = [name for name, _ in calls]
+    # Three pairs, three steps each, of which the first pair's first is called and its second captured.
+    assert (names.count("hipGraphLaunch"), names.count("hipGraphInstantiateWithFlags")) == (8, 1)
 
 
 def test_answers_that_end_leave_their_place(stream: Stream, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hipattn.models.session import Session
 from hipattn.models.tokenizer import Tokenizer
 from hipattn.models.weights import LlamaWeights
 from hipattn.runtime import bindings
+from hipattn.runtime.replay import Replay
 from tests.helpers.mismatch import assert_close
 from tests.helpers.tolerance import DTYPES, EPSILON, magnitude
 from tests.models.conftest import TENSORS, VOCABULARY
@@ -106,6 +109,86 @@ def test_one_upload_and_a_download_a_token(stream: Stream, path: Path) -> None:
 def _copies(calls: list[tuple[str, tuple[Any, ...]]]) -> dict[str, int]:
     kinds = [arguments[3].name for name, arguments in calls if name.startswith("hipMemcpy")]
     return dict(Counter(kinds))
+
+
+def test_a_step_is_one_graph(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), method="flash", stream=stream) as model, model.session(capacity=12) as session:
+        session.prefill([IDS[:4]])
+        for _ in range(3):
+            session.choose()
+            session.step()
+        with bindings.record() as calls:
+            session.step(session.choose())
+            session.ids.numpy()
+    names = [name for name, _ in calls if "Graph" in name or "Launch" in name or "Mem" in name or "Blas" in name]
+    assert names == ["hipModuleLaunchKernel", "hipMemsetD32Async", "hipGraphLaunch", "hipMemcpyAsync"]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 2.0, "top_k": 9}])
+def test_graphs_change_nothing(
+    stream: Stream, path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Llama(GGUFFile(path), dtype=np.float32, method="flash", stream=stream) as model:
+
+        def tokens() -> tuple[list[int], int]:
+            with bindings.record() as calls:
+                answer = model.generate(IDS[:3], max_tokens=12, **options)
+                answer.text()
+            return answer.tokens, [name for name, _ in calls].count("hipGraphLaunch")
+
+        replayed, graphs = tokens()
+        assert graphs == 10  # of 11 steps, the first is called
+        monkeypatch.setattr(Replay, "run", lambda self, key, work: work() or True)
+        assert tokens() == (replayed, 0)
+        if not options:
+            assert replayed == reference(path).generate(IDS[:3], 12)
+
+
+def test_ids_of_ones_own(stream: Stream, path: Path) -> None:
+    """They may lie elsewhere in each step, and be of another stream."""
+    expected = reference(path).forward(IDS)
+    rows = np.array([IDS, IDS], np.int32).T
+    with (
+        Llama(GGUFFile(path), dtype=np.float32, method="flash", stream=stream) as model,
+        model.session(batch=2, capacity=len(IDS)) as session,
+    ):
+        ids = DeviceTensor.from_numpy(rows, stream=stream.device.default_stream)
+        for _ in range(3):
+            session.prefill([IDS[:2], IDS[:2]])
+            for at in range(2, len(IDS)):
+                assert_close(session.step(ids[at]).numpy(), np.stack([expected[at]] * 2), atol=1e-4)
+
+
+def test_threads_side_by_side(stream: Stream, path: Path) -> None:
+    prompts = [IDS[:3], IDS[2:5], IDS[4:6]]
+    alone = [reference(path).generate(prompt, 12) for prompt in prompts]
+    with Llama(GGUFFile(path), dtype=np.float32, method="flash", stream=stream) as model:
+        answers = [model.generate(prompt, max_tokens=12) for prompt in prompts]
+        threads = [threading.Thread(target=answer.text) for answer in answers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [answer.tokens for answer in answers] == alone
+
+
+def test_answers_in_turns(stream: Stream, path: Path) -> None:
+    """In one thread, with one hipBLAS handle: each goes on where it was."""
+    prompts = [IDS[:3], IDS[2:5]]
+    alone = [reference(path).generate(prompt, 10) for prompt in prompts]
+    with Llama(GGUFFile(path), dtype=np.float32, method="flash", stream=stream) as model:
+        answers = [model.generate(prompt, max_tokens=10) for prompt in prompts]
+        for _ in zip_longest(*answers):
+            pass
+    assert [answer.tokens for answer in answers] == alone
+
+
+def test_a_stream_of_its_own(path: Path) -> None:
+    model = Llama(GGUFFile(path))
+    with model:
+        assert model.stream.handle != 0
+        assert len(model.generate(IDS[:3], max_tokens=3).text())
+    assert model.stream.closed
 
 
 def test_greedy(stream: Stream, path: Path) -> None:
@@ -267,10 +350,12 @@ def test_a_session_is_begun_by_a_prompt(stream: Stream, path: Path) -> None:
         empty()
 
 
-def test_a_call_that_fails_halfway_is_undone(stream: Stream, path: Path, fail: Any) -> None:
+@pytest.mark.parametrize("method", ["flash", "staged"])
+def test_a_call_that_fails_halfway_is_undone(stream: Stream, path: Path, fail: Any, method: str) -> None:
     expected = reference(path).forward(IDS)
     ids = DeviceTensor.from_numpy(np.array(IDS[5:6], np.int32), stream=stream)
-    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model, model.session(tokens=3) as session:
+    model = Llama(GGUFFile(path), dtype=np.float32, method=method, stream=stream)
+    with model, model.session(tokens=3) as session:
         session.prefill([IDS[:5]])
         with bindings.record() as calls:
             session.step(ids)

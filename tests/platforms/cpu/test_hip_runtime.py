@@ -254,6 +254,10 @@ def test_fills_and_copies(sim: Simulator, stream: Any) -> None:
         sim.hipMemcpy2DAsync(x.pointer, 16, int(y) + 4, 12, 8, 3, sim.kind.hipMemcpyDeviceToDevice, stream)
         sim.hipStreamSynchronize(stream)
         assert x.read().reshape(3, 4).tolist() == [[7, 7, pattern, pattern]] * 3
+        sim.hipMemsetD32Async(x.pointer, int(np.float32(-2.5).view(np.int32)), 3, stream)
+        sim.hipStreamSynchronize(stream)
+        assert x.read()[:4].tolist() == [-2.5, -2.5, -2.5, pattern]
+        assert sim.status("hipMemsetD32Async", x.pointer, 0, 13, stream) == "hipErrorInvalidValue"
 
 
 def test_free_async_is_ordered(sim: Simulator, kernels: Kernels, stream: Any) -> None:

@@ -127,5 +127,10 @@ EXPORT hipError_t hipMemcpy2DAsync(void* to, size_t to_pitch, const void* from, 
 
 EXPORT hipError_t hipMemsetAsync(void* to, int value, size_t size, Handle handle) {
     ENTER_STREAM(hipMemsetAsync, handle);
-    return leave(transfer_fill(stream, to, value, size));
+    return leave(transfer_fill(stream, to, (value & 0xFF) * 0x01010101u, size));
+}
+
+EXPORT hipError_t hipMemsetD32Async(void* to, int value, size_t count, Handle handle) {
+    ENTER_STREAM(hipMemsetD32Async, handle);
+    return leave(transfer_fill(stream, to, static_cast<unsigned>(value), count * sizeof value));
 }

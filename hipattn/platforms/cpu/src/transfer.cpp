@@ -9,7 +9,7 @@ struct CopyOperation : Operation {
 
 struct FillOperation : Operation {
     void* to;
-    int value;
+    unsigned pattern;
     size_t size;
 };
 
@@ -70,16 +70,20 @@ static void run_fill(Operation* self) {
     auto op = static_cast<FillOperation*>(self);
     Device* device = self->stream->device;
     if (!range_or_fault(device, "a memset", op->to, op->size)) return;
-    touch(device, "a memset", [op] { memset(op->to, op->value, op->size); });
+    touch(device, "a memset", [op] {
+        constexpr size_t WORD = sizeof op->pattern;
+        for (size_t at = 0; at < op->size; at += WORD)
+            memcpy(static_cast<char*>(op->to) + at, &op->pattern, op->size - at < WORD ? op->size - at : WORD);
+    });
 }
 
-hipError_t transfer_fill(Stream* stream, void* to, int value, size_t size) {
+hipError_t transfer_fill(Stream* stream, void* to, unsigned pattern, size_t size) {
     if (size == 0) return hipSuccess;
     Allocation a;
     if (!to || !memory_find(to, &a) || known_and_too_short(to, size)) return hipErrorInvalidValue;
     auto op = make<FillOperation>();
     op->to = to;
-    op->value = value;
+    op->pattern = pattern;
     op->size = size;
     op->run = run_fill;
     stream_submit(stream, op);

@@ -13,4 +13,4 @@ struct Rows {  // `height` rows of `width` bytes; a plain copy has one
 };
 
 hipError_t transfer_copy(Stream*, const Rows&, hipMemcpyKind, Ticket* ticket);
-hipError_t transfer_fill(Stream*, void* to, int value, size_t size);
+hipError_t transfer_fill(Stream*, void* to, unsigned pattern, size_t size);  // of words; the last may be cut
