@@ -156,19 +156,16 @@ class PagedPlan(ExecutionPlan):
         assert self._workspace is not None
         return batch, self._splits, *((x.pointer, x.shape) for x in (self.lengths, self._table, self._workspace))
 
-    def _advance(self) -> None:
-        """Nothing: `extend` has counted."""
-
     def _undo(self, length: int) -> None:  # noqa: ARG002
         for sequence, before in zip(self._sequences, self._before, strict=True):
             self.pages.truncate(sequence, before)
         self._sequences, self._new = (), 0
 
     def _admit(self, layer: int, on: _Activations) -> dict[str, Any]:  # noqa: ARG002
-        return {"ends": self.lengths}
+        pools = {"k_cache": self.pages.keys(layer), "v_cache": self.pages.values(layer)}
+        return {**pools, "ends": self.lengths, "block_table": self._table}
 
     def _attend(self, layer: int, on: _Activations) -> None:
-        self.pages.append(layer, self._sequences, on.k, on.v, stream=self.stream)
         if not any(self._before):
             self._attend_to(on.k, on.v, on)
             return

@@ -16,7 +16,7 @@ from hipattn.attn.functional import attention
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import EVERY_KEY
 from hipattn.errors import ArgumentError, CacheFullError
-from hipattn.kernels import activation, add, flash_decode, flash_fwd, norm, rope
+from hipattn.kernels import activation, add, flash_decode, flash_fwd, norm, rope, rope_append
 from hipattn.kernels.rows import check_device
 from hipattn.layers import LayerSpec, LayerWeights
 from hipattn.matmul import matmul
@@ -113,6 +113,12 @@ class ExecutionPlan:
         group = spec.heads // spec.heads_kv
         self._decodes = not flash_decode.supports(self.device, self.dtype, spec.head_dim, spec.head_dim, group)
         self._replay = Replay(self.stream)
+        turn = spec.rope
+        self._rope: dict[str, Any] = (
+            {"style": "half", "rotary_dim": 0}
+            if turn is None
+            else {name: getattr(turn, name) for name in ("style", "base", "rotary_dim", "factors")}
+        )
         self._present: DeviceTensor | None = None
         self._lengths: DeviceTensor | None = None  # of the step that is about to run
         self._length = 0  # which they are
@@ -303,8 +309,8 @@ class ExecutionPlan:
 
     def _advance(self) -> None:
         """Count what a graph has done."""
-        if self.cache is not None:
-            self.cache.advance(1)
+        for layer in range(len(self.layers)):
+            self._count(layer, 1)
 
     def _set_length(self, length: int) -> None:
         assert self._lengths is not None
@@ -349,8 +355,8 @@ class ExecutionPlan:
     ) -> DeviceTensor:
         """QKV projection, split, RoPE, cache, attention, output projection.
 
-        Q, K and V are strided views of the projection. RoPE turns Q and K there, in one launch, by the positions that
-        follow the cache's; then K and V are copied into the cache, and attention reads them where they lie.
+        Q, K and V are strided views of the projection. RoPE turns Q and K there by the positions that follow the
+        cache's, and the same launch copies K and V into the cache, where attention reads them.
 
         Parameters
         ----------
@@ -380,14 +386,16 @@ class ExecutionPlan:
         on = self._activations(*self._check("QKV projection: hidden", hidden))
         if self._check("output projection: out", out) != hidden.shape[:2]:
             raise ArgumentError(f"output projection: out has shape {out.shape}; hidden has {hidden.shape}")
-        stream, spec = self.stream, self.spec
-        positions = self._admit(layer, on)
+        stream = self.stream
+        where = self._admit(layer, on)
         matmul(_flat(hidden), products["qkv"], on.projected, stream=stream)
         if weights.qkv_bias is not None:
             add.launch(on.projected, weights.qkv_bias, stream=stream)
-        if spec.rope is not None:
-            options: Any = {"rotary_dim": spec.rope.rotary_dim, "factors": spec.rope.factors}
-            rope.launch(on.qk, style=spec.rope.style, base=spec.rope.base, stream=stream, **positions, **options)
+        if where:
+            rope_append.launch(on.q, on.k, on.v, **where, **self._rope, stream=stream)
+            self._count(layer, hidden.shape[1])
+        elif self.spec.rope is not None:
+            rope.launch(on.qk, **self._rope, stream=stream)
         self._attend(layer, on)
         matmul(on.attended_rows, products["out"], _flat(out), accumulate=accumulate, stream=stream)
         if weights.out_bias is not None:
@@ -395,30 +403,33 @@ class ExecutionPlan:
         return out
 
     def _admit(self, layer: int, on: _Activations) -> dict[str, Any]:
-        """Check that there is room for new keys and values, and return where RoPE has their positions from."""
+        """Check that there is room for new keys and values, and return where they go; nothing without a cache."""
         if self.cache is None:
-            return {"start": 0}
+            return {}
         self.cache.check(layer, on.k, on.v)
+        k_cache, v_cache = self.cache.whole(layer)
         length = self.cache.length(layer)
         if not self._is_step(on):
-            return {"start": length}
+            return {"k_cache": k_cache, "v_cache": v_cache, "start": length}
         self._set_length(length + 1)
-        return {"ends": self._lengths}
+        return {"k_cache": k_cache, "v_cache": v_cache, "ends": self._lengths}
+
+    def _count(self, layer: int, tokens: int) -> None:
+        """Count a layer's new tokens, which are in the cache."""
+        if self.cache is not None:
+            self.cache.advance(layer, tokens)
 
     def _is_step(self, on: _Activations) -> bool:
         """Whether positions come from device memory, so that launches do not depend on the length."""
         return self._lengths is not None and on.q.shape[1] == 1 and self._attention_method == "flash"
 
     def _attend(self, layer: int, on: _Activations) -> None:
-        """Keep the new keys and values, and let the queries attend to what there is then."""
-        k, v = on.k, on.v
+        """Let the queries attend to what there is, the new keys among them."""
         if self.cache is None:
-            self._attend_to(k, v, on)
+            self._attend_to(on.k, on.v, on)
         elif self._is_step(on):
-            self.cache.append(layer, k, v, ends=self._lengths, stream=self.stream)
             self._decode(*self.cache.whole(layer), self._lengths, on, mask=self._present)
         else:
-            self.cache.append(layer, k, v, stream=self.stream)
             self._attend_to(*self.cache.view(layer), on)
 
     def _attend_to(self, k: DeviceTensor, v: DeviceTensor, on: _Activations) -> None:

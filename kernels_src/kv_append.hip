@@ -2,8 +2,7 @@
 //
 // k, v: [batch, tokens, heads, k_dim or v_dim] of `scalar` (any type of its size: bits are copied), with strides in
 // elements for all but the last dimension; token t goes to cache token `position` + t of the same batch entry and
-// head, or with `ends`, int [batch] or null, to ends[b] + `position` + t: where that is not in the cache, nowhere. A row
-// is one head of one token; the first half of the rows is k, the second v.
+// head. A row is one head of one token; the first half of the rows is k, the second v.
 //
 // Bound by memory: each element is read and written once, VECTOR of them (16 bytes where alignment allows) an
 // access.
@@ -19,9 +18,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void kv_append(const KvAppendPara
         const scalar* from = is_v
             ? static_cast<const scalar*>(p.v) + b * p.v_batch + t * p.v_token + h * p.v_head
             : static_cast<const scalar*>(p.k) + b * p.k_batch + t * p.k_token + h * p.k_head;
-        const int* ends = static_cast<const int*>(p.ends);
-        const i64 at = p.position + t + (ends ? ends[b] : 0);
-        if (at < 0 || at >= p.capacity) continue;
+        const i64 at = p.position + t;
         scalar* to = is_v
             ? static_cast<scalar*>(p.v_cache) + b * p.v_cache_batch + at * p.v_cache_token + h * p.v_cache_head
             : static_cast<scalar*>(p.k_cache) + b * p.k_cache_batch + at * p.k_cache_token + h * p.k_cache_head;

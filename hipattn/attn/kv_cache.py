@@ -65,6 +65,7 @@ class KVCache:
             self._keys.buffer.close()
             raise
         self._lengths = [0] * layers
+        self._layers = [(self._keys[at], self._values[at]) for at in range(layers)]  # every step asks for them
 
     @property
     def layers(self) -> int:
@@ -85,15 +86,7 @@ class KVCache:
         """Return how many tokens a layer holds."""
         return self._lengths[self._layer(layer)]
 
-    def append(
-        self,
-        layer: int,
-        k: DeviceTensor,
-        v: DeviceTensor,
-        *,
-        ends: DeviceTensor | None = None,
-        stream: Stream | None = None,
-    ) -> None:
+    def append(self, layer: int, k: DeviceTensor, v: DeviceTensor, *, stream: Stream | None = None) -> None:
         """Copy new keys and values behind those that the layer holds, on the device, in one launch.
 
         Parameters
@@ -103,10 +96,6 @@ class KVCache:
         k, v
             [batch, tokens, heads_kv, head_dim or value_dim] in the cache's dtype; any strides with a contiguous last
             dimension.
-        ends : [batch], int32, contiguous
-            On the device: the layer's length with the new tokens, once for each sequence, not checked. The launch then
-            depends on nothing else that changes, and can be captured in a `Graph`; `advance` counts what a replay
-            appends. Default: what the cache counts.
         stream
             Where the copy goes. Default: the default stream of the tensors' device.
 
@@ -120,22 +109,19 @@ class KVCache:
         self.check(layer, k, v)
         length, tokens = self._lengths[layer], k.shape[1]
         stream = stream or self._keys.device.default_stream
-        where = (length,) if ends is None else ()
-        kv_append.launch(k, v, self._keys[layer], self._values[layer], *where, ends=ends, stream=stream)
+        kv_append.launch(k, v, *self._layers[layer], length, stream=stream)
         self._lengths[layer] = length + tokens
 
-    def advance(self, tokens: int) -> None:
-        """Count new tokens in all layers, which a captured `append` writes without this object.
+    def advance(self, layer: int, tokens: int) -> None:
+        """Count new tokens of a layer that were written to `whole` without this object.
 
         Raises
         ------
         CacheFullError
-            A layer has no room for so many tokens; the cache is as it was.
+            The layer has no room for so many tokens; the cache is as it was.
         """
-        tokens = integer("tokens", tokens)
-        for layer in range(self.layers):
-            self._check_room(layer, tokens)
-        self._lengths = [length + tokens for length in self._lengths]
+        self._check_room(self._layer(layer), integer("tokens", tokens))
+        self._lengths[layer] += tokens
 
     def check(self, layer: int, k: DeviceTensor, v: DeviceTensor) -> None:
         """Check that `append` would take these tensors, and raise what it would raise."""
@@ -173,7 +159,7 @@ class KVCache:
         self._layer(layer)
         if self.closed:
             raise ClosedError("the KV cache is closed")
-        return self._keys[layer], self._values[layer]
+        return self._layers[layer]
 
     def reset(self) -> None:
         """Forget all tokens. The memory stays allocated."""

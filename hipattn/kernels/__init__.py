@@ -24,6 +24,7 @@ _NAMES = (
     "page_copy",
     "paged_append",
     "rope",
+    "rope_append",
     "sample",
     "scale",
     "softmax",

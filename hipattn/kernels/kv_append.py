@@ -14,7 +14,7 @@ from hipattn.kernels.rows import BLOCK, share, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import INT32, DeviceTensor, as_dtype
+from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["KvAppendParams", "defaults", "launch", "specialise"]
 
@@ -27,10 +27,8 @@ class KvAppendParams(Arguments):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
-        ("ends", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in _STRIDES),
         ("position", ctypes.c_int64),
-        ("capacity", ctypes.c_int64),
         ("batch", ctypes.c_uint32),
         ("tokens", ctypes.c_uint32),
         ("heads", ctypes.c_uint32),
@@ -59,9 +57,8 @@ def launch(
     v: DeviceTensor,
     k_cache: DeviceTensor,
     v_cache: DeviceTensor,
-    position: int = 0,
+    position: int,
     *,
-    ends: DeviceTensor | None = None,
     stream: Stream,
 ) -> None:
     """Copy new keys and values to tokens `position` and after of their caches, in one launch.
@@ -74,9 +71,6 @@ def launch(
         The same dtype as `k` and `v`; any strides with a contiguous last dimension.
     position
         The first token that is written, at most capacity - tokens.
-    ends : [batch] of int32, contiguous
-        In place of `position`, on the device: how many tokens each sequence has, the new ones among them, which are its
-        last. What it holds is not checked: a token that has no place in the cache is not written.
     stream
         Where the launch is added.
 
@@ -87,13 +81,8 @@ def launch(
     HipError
         The launch fails.
     """
-    needed = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
-    plan = _plan(stream.device, operands(stream, needed, {"ends": ends}))
-    if ends is not None:
-        if position:
-            raise ArgumentError("position and ends are given; it takes one")
-        position = -k.shape[1]
-    elif not 0 <= position <= k_cache.shape[1] - k.shape[1]:
+    plan = _plan(stream.device, operands(stream, {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}))
+    if not 0 <= position <= k_cache.shape[1] - k.shape[1]:
         raise ArgumentError(
             f"position is {position}; a cache of {k_cache.shape[1]} takes {k.shape[1]} tokens at "
             f"0 to {k_cache.shape[1] - k.shape[1]}"
@@ -101,7 +90,7 @@ def launch(
     if plan is None:
         return
     kernel, config, strides, sizes = plan
-    pointers = addresses(stream, *needed.values(), ends)
+    pointers = addresses(stream, k, v, k_cache, v_cache)
     kernel.launch(stream, config, KvAppendParams(*pointers, *strides, position, *sizes))
 
 
@@ -109,7 +98,6 @@ def launch(
 def _plan(
     device: Device, tensors: tuple[Operand, ...]
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...], tuple[int, ...]] | None:
-    tensors, ends = tensors[:4], tensors[4:]
     dtype = as_dtype(tensors[0][1], "k's dtype")
     for name, kind, shape, strides, _ in tensors:
         if len(shape) != 4:
@@ -126,11 +114,6 @@ def _plan(
     for name, shape, dim in (("k_cache", k_cache, k_dim), ("v_cache", v_cache, v_dim)):
         if shape != (batch, k_cache[1], heads, dim):
             raise ArgumentError(f"{name} has shape {shape}; it takes {(batch, k_cache[1], heads, dim)}")
-    for name, kind, shape, strides, _ in ends:
-        if kind != INT32 or shape != (batch,) or (batch > 1 and strides != (1,)):
-            raise ArgumentError(
-                f"{name} is {kind.name} {shape} with strides {strides}; it takes int32 {(batch,)}, contiguous"
-            )
     rows, columns = 2 * batch * tokens * heads, max(k_dim, v_dim)
     if not rows * columns:
         return None
@@ -140,5 +123,4 @@ def _plan(
     row_shift, blocks_per_row, config = share(rows, columns, vector)
     kernel = load(specialise(dtype.name, vector), device)
     steps = tuple(stride for *_, strides, _ in tensors for stride in strides[:3])
-    sizes = k_cache[1], batch, tokens, heads, k_dim, v_dim, row_shift, blocks_per_row
-    return kernel, config, steps, sizes
+    return kernel, config, steps, (batch, tokens, heads, k_dim, v_dim, row_shift, blocks_per_row)

@@ -23,13 +23,13 @@ from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import INT32, DeviceTensor, as_dtype
 
-__all__ = ["STYLES", "RopeParams", "defaults", "launch", "pairs_of", "specialise"]
+__all__ = ["STYLES", "RopeParams", "RopeTable", "defaults", "launch", "pairs_of", "quarters", "specialise"]
 
 STYLES = ("interleaved", "half")
 MAX_PAIRS = 256  # of a head: their frequencies travel with the arguments
 MAX_POSITION = 2**24  # float32 holds every integer below
 
-_Table = ctypes.c_float * MAX_PAIRS
+RopeTable = ctypes.c_float * MAX_PAIRS
 
 
 class RopeParams(Arguments):
@@ -51,8 +51,8 @@ class RopeParams(Arguments):
         ("step", ctypes.c_uint32),
         ("row_shift", ctypes.c_uint32),
         ("blocks_per_row", ctypes.c_uint32),
-        ("high", _Table),
-        ("low", _Table),
+        ("high", RopeTable),
+        ("low", RopeTable),
     )
 
 
@@ -138,7 +138,7 @@ def launch(
     kernel, config, strides, sizes = plan
     if ends is not None:
         first = -x.shape[1]
-    tables = _quarters(sizes[3], base, factors)
+    tables = quarters(sizes[3], base, factors)
     pointers = addresses(stream, x, out, starts)
     kernel.launch(stream, config, RopeParams(*pointers, first, *strides, *sizes, *tables))
 
@@ -214,9 +214,7 @@ def _starts(starts: Operand | None, batch: int, tokens: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _quarters(
-    pairs: int, base: float, factors: tuple[float, ...] | None
-) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+def quarters(pairs: int, base: float, factors: tuple[float, ...] | None) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
     """Return each pair's quarter turns a position, base^(−i / pairs) / factor · 2/π, as two floats to be added."""
     if factors is not None and len(factors) != pairs:
         raise ArgumentError(f"factors has {len(factors)} numbers; it takes {pairs}, one a pair")
@@ -224,4 +222,4 @@ def _quarters(
     if factors is not None:
         exact = exact / np.array(factors, np.float64)
     high = exact.astype(np.float32)
-    return _Table(*high.tolist()), _Table(*(exact - high).tolist())
+    return RopeTable(*high.tolist()), RopeTable(*(exact - high).tolist())

@@ -38,31 +38,6 @@ def test_appends(device: Device, dtype: np.dtype, k_dim: int, v_dim: int) -> Non
             assert same_bits(tensor.numpy(), cache)
 
 
-def test_ends_on_the_device(device: Device) -> None:
-    """Each sequence has its own; what has no place in the cache is not written."""
-    ends, tokens = np.array([5, 2, 1, 8, -(2**31), 2**31 - 1], np.int32), 2
-    new = random((6, tokens, 3, 20), DTYPES[0], 0)
-    expected = random((6, 7, 3, 20), DTYPES[0], 1).copy()
-    with Stream(device) as stream:
-        k, v = (DeviceTensor.from_numpy(array, stream=stream) for array in (new, new[::-1]))
-        caches = [DeviceTensor.from_numpy(expected, stream=stream) for _ in range(2)]
-        where = DeviceTensor.from_numpy(ends, stream=stream)
-        kv_append.launch(k, v, *caches, ends=where, stream=stream)
-        for cache, array in zip(caches, (new, new[::-1]), strict=True):
-            wanted = expected.copy()
-            for b, t in np.ndindex(6, tokens):
-                if 0 <= (at := int(ends[b]) - tokens + t) < 7:
-                    wanted[b, at] = array[b, t]
-            assert same_bits(cache.numpy(), wanted)
-        for wrong, options, message in (
-            (where[:5], {}, r"ends is int32 \(5,\) .*; it takes int32 \(6,\), contiguous"),
-            (where, {"position": 1}, "position and ends are given"),
-            (k[:, 0, 0, 0], {}, "ends is float32"),
-        ):
-            with pytest.raises(ArgumentError, match=message):
-                kv_append.launch(k, v, *caches, **options, ends=wrong, stream=stream)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [6, 32])
 def test_slices_of_packed_qkv(device: Device, dtype: np.dtype, dim: int) -> None:

@@ -32,6 +32,7 @@ from hipattn.kernels import (
     page_copy,
     paged_append,
     rope,
+    rope_append,
     sample,
     scale,
     softmax,
@@ -135,7 +136,7 @@ def paged_appends(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisat
 @st.composite
 def ropes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype = draw(dtypes)
-    return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(family.STYLES)))
+    return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(rope.STYLES)))
 
 
 @st.composite
@@ -240,6 +241,7 @@ STRATEGIES = {
     page_copy: page_copies,
     paged_append: paged_appends,
     rope: ropes,
+    rope_append: ropes,
     sample: samples,
     scale: one_dtype,
     softmax: softmaxes,
