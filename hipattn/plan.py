@@ -324,10 +324,9 @@ class ExecutionPlan:
         spec = self.spec
         scores, dims = (batch, spec.heads, 1, capacity), (spec.heads_kv, spec.head_dim, spec.head_dim)
         self._splits = flash_decode.best_splits(self.device, self.dtype, scores, *dims, (1.0, True, EVERY_KEY, None))
-        size = batch * spec.heads * self._splits * (spec.head_dim + 1)
+        size = flash_decode.workspace_size(batch * spec.heads, self._splits, spec.head_dim)
         if self._workspace is None or size > self._workspace.size:
             self._workspace = DeviceTensor.empty((size,), FLOAT32, stream=self.stream)
-            self._workspace.fill(0, stream=self.stream)
 
     def truncate(self, length: int) -> None:
         """Forget the tokens of each sequence from `length` on.

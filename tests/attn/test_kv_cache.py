@@ -102,6 +102,22 @@ def test_sizes_must_be_positive(name: str, size: Any) -> None:
     assert live() == before
 
 
+def test_what_is_written_without_it_is_counted(stream: Stream) -> None:
+    with KVCache(2, 1, 5, 2, 4, dtype=np.float32, stream=stream) as cache:
+        keys, values = cache.whole(1)
+        assert keys.shape == values.shape == (1, 5, 2, 4)
+        keys.copy_from(np.arange(40, dtype=np.float32).reshape(keys.shape), stream=stream)
+        cache.advance(1, 2)
+        cache.advance(1, 1)
+        assert [cache.length(layer) for layer in range(2)] == [0, 3]
+        assert cache.view(1)[0].numpy().ravel().tolist() == list(range(24))
+        with pytest.raises(CacheFullError, match="layer 1 holds 3 of 5 tokens; 3 more do not fit"):
+            cache.advance(1, 3)
+        with pytest.raises(ArgumentError, match="layer is 2"):
+            cache.advance(2, 1)
+        assert cache.length(1) == 3
+
+
 def test_a_closed_cache_says_so(stream: Stream) -> None:
     cache = KVCache(1, 1, 8, 2, 4, dtype=np.float32, stream=stream)
     tensors = upload(stream, *[np.zeros((1, 1, 2, 4), np.float32)] * 2)
