@@ -117,6 +117,7 @@ class BatchGeneration:
             ) as plan,
             Head(model, self._batch, stream) as head,
         ):
+            stream.wait(model.stream)
             waiting, running = deque(self._answers), list[_Answer]()
             there: list[_Answer] = []  # whose last tokens the head has
             while waiting or running:

@@ -73,6 +73,8 @@ class Session:
             raise ArgumentError(f"capacity is {capacity}; the model's context is {h.context}")
         self.model = model
         self.stream = model.stream if stream is None else instance("stream", stream, Stream)
+        if self.stream is not model.stream:
+            self.stream.wait(model.stream)
         options: Any = {"batch": batch, "tokens": tokens, "capacity": capacity, "method": model.method}
         self.plan = ExecutionPlan(model.spec, model.layers, **options, stream=self.stream)
         try:
