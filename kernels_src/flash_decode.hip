@@ -31,7 +31,7 @@ __device__ inline void write(const FlashDecodeParams& p, const Place& place, Out
     for (int r = 0; r < Scores::ROWS; ++r) {
         const int row = place.first_row + wave_index() * WAVE_ROWS + Scores::row(r);
         const float total = row_sum(state.total[r]);
-        const float inverse = total == 0.0f ? 0.0f : 1.0f / (total * WEIGHT_SCALE);
+        const float inverse = total == 0.0f ? 0.0f : place.v_scale() / (total * WEIGHT_SCALE);
         if (row >= place.rows()) continue;
         const float log2_sum = log2_total(total, state.shift[r]);
         const i64 number = row_number(p, place, row);

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hipattn.arguments import boolean, instance, integer
 from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
+from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_decode
+from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_decode import MAX_SPLITS
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import FLOATS, UINT8, DeviceTensor
 
 __all__ = ["attention_decode"]
 
@@ -20,10 +23,14 @@ __all__ = ["attention_decode"]
 def attention_decode(
     q: Any,
     k: Any,
-    v: Any,
+    v: Any = None,
     lengths: Any = None,
     *,
     block_table: Any = None,
+    k_scales: Any = None,
+    v_scales: Any = None,
+    layer: int | None = None,
+    sequences: Sequence[int] | None = None,
     causal: bool = True,
     scale: float | None = None,
     window: Window = EVERY_KEY,
@@ -53,7 +60,9 @@ def attention_decode(
     k, v
         [batch, capacity, heads_kv, head_dim or value_dim]: sequence b has its keys in rows 0 to lengths[b] − 1.
         With `block_table`: a pool, [pages, page_size, heads_kv, head_dim or value_dim], pages of 1 to 256 rows. Any
-        strides with a contiguous last dimension. Rows of no sequence may hold anything.
+        strides with a contiguous last dimension. Rows of no sequence may hold anything. Of q's dtype; or uint8, with
+        `k_scales` and `v_scales`. Or k is a `KVCache` or a `PagedKVCache`, which stands for v, lengths, block_table and
+        scales as well, and is read in place.
     lengths
         [batch]: how many keys each sequence has, those of its queries among them. Default: the capacity. In host
         memory: integers, which are checked and uploaded. On the device: int32, contiguous, used in place and **not
@@ -62,6 +71,14 @@ def attention_decode(
         [batch, pages of a sequence]: key j of sequence b is row j % page_size of page
         block_table[b, j // page_size]; pages past a sequence's length are not looked at. As `lengths`: checked in host
         memory (if the lengths are there as well), not checked on the device.
+    k_scales, v_scales
+        [heads_kv], positive, for k and v of uint8: their bits are e4m3, FNUZ where the device is a gfx942 and elsewhere
+        the OCP's, and a key or value is such a number times its head's scale. In host memory, checked and uploaded; on
+        the device float32, contiguous, used in place and not checked.
+    layer
+        Of a cache. Default: 0.
+    sequences
+        Of a `PagedKVCache`: which are the batch, in the order of q. Default: all it holds, oldest first.
     causal
         The last query stands at the sequence's last key, and each of them sees keys up to its own position. Without
         (for a tree of drafts, which a `mask` describes) every query sees every key.
@@ -101,6 +118,17 @@ def attention_decode(
     if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
     return_lse = boolean("return_lse", return_lse)
+    if type(k) is not DeviceTensor and isinstance(k, KVCache | PagedKVCache):
+        given = {"v": v, "lengths": lengths, "block_table": block_table, "k_scales": k_scales, "v_scales": v_scales}
+        for name, value in given.items():
+            if value is not None:
+                raise ArgumentError(f"{name} is given, and k is a {type(k).__name__}, which stands for it as well")
+        k, v, lengths, block_table, (k_scales, v_scales) = _read(k, 0 if layer is None else layer, sequences, q)
+    elif layer is not None or sequences is not None:
+        name = "sequences" if layer is None else "layer"
+        raise ArgumentError(f"{name} is given, and k is {type(k).__name__}; only a cache has {name}")
+    elif v is None:
+        raise ArgumentError(f"v is None, and k is {type(k).__name__}; it takes an array, or with a cache nothing")
     if window is not EVERY_KEY:
         window = check_window(window)
     splits = 0 if num_splits is None else integer("num_splits", num_splits, 1)
@@ -110,6 +138,8 @@ def attention_decode(
     for name, value in (
         ("lengths", lengths),
         ("block_table", block_table),
+        ("k_scales", k_scales),
+        ("v_scales", v_scales),
         ("alibi_slopes", alibi_slopes),
         ("sinks", sinks),
         ("bias", bias),
@@ -138,4 +168,31 @@ def attention_decode(
         call = make(stream.device, (q, k, v), beside)
         result, lse = execute.on_device(call, (q, k, v), out, beside, return_lse=return_lse, stream=stream)
         return (result, lse) if return_lse else result
-    return exchanged((q, k, v), out, others, make, return_lse=return_lse, on_host=method == "reference", stream=stream)
+    return exchanged(
+        (q, k, v),
+        out,
+        others,
+        make,
+        return_lse=return_lse,
+        on_host=method == "reference" and k_scales is None,  # what the bits mean depends on the device
+        stream=stream,
+        stored=(*FLOATS, UINT8),
+    )
+
+
+def _read(
+    cache: KVCache | PagedKVCache, layer: int, sequences: Sequence[int] | None, q: Any
+) -> tuple[DeviceTensor, DeviceTensor, DeviceTensor | None, DeviceTensor | None, tuple[Any, Any]]:
+    """Return a cache's keys, values, lengths, block table and scales."""
+    if isinstance(cache, KVCache):
+        if sequences is not None:
+            raise ArgumentError("sequences is given, and k is a KVCache, whose batch is all it holds")
+        return *cache.view(layer), None, None, (None, None)
+    keys, values = cache.keys(layer), cache.values(layer)
+    if sequences is None:
+        sequences = cache.sequences
+    shape: Any = getattr(q, "shape", ())
+    if len(shape) == 4 and len(sequences) != shape[0]:
+        raise ArgumentError(f"sequences are {len(sequences)}; q has shape {tuple(shape)}, a batch of {shape[0]}")
+    lengths, pages = cache.lengths(sequences), cache.block_table(sequences)
+    return keys, values, lengths, pages, cache.scales(layer) or (None, None)

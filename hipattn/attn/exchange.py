@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from hipattn.errors import ArgumentError
 from hipattn.layout import row_major
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor, as_dtype, host_like, in_place, like
+from hipattn.tensor import FLOATS, UINT8, DeviceTensor, as_dtype, host_like, in_place, like
 
 __all__ = ["exchanged", "planned"]
 
@@ -57,7 +57,7 @@ def planned(
 def _facts(array: DeviceTensor | npt.NDArray[Any]) -> tuple[Any, ...]:
     if isinstance(array, DeviceTensor):
         return array.dtype, array.shape, array.strides
-    return as_dtype(array.dtype), array.shape, row_major(array.shape)
+    return as_dtype(array.dtype, accepted=(*FLOATS, UINT8)), array.shape, row_major(array.shape)
 
 
 def exchanged(
@@ -69,6 +69,7 @@ def exchanged(
     return_lse: bool,
     on_host: bool,
     stream: Stream | None,
+    stored: Collection[np.dtype[Any]] = FLOATS,
 ) -> Any:
     """Compute a call over arrays of any library: check all, then upload what is on the host, and give back.
 
@@ -84,9 +85,14 @@ def exchanged(
         Whether it is computed on the host, which needs no device.
     stream
         The caller's, or None.
+    stored
+        Dtypes that k and v may be of.
     """
     q = qkv[0]
-    arrays: Any = tuple(in_place(array, stream=stream, argument=name) for name, array in zip("qkv", qkv, strict=True))
+    arrays: Any = tuple(
+        in_place(array, stream=stream, argument=name, accepted=FLOATS if name == "q" else stored)
+        for name, array in zip("qkv", qkv, strict=True)
+    )
     if out is not None and not hasattr(out, "dtype"):
         raise ArgumentError(f"out is {type(out).__name__}; it takes an array")
     target = None if out is None else in_place(out, stream=stream, argument="out")

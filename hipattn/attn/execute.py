@@ -132,6 +132,12 @@ def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[
     options: Any = {**plan.formula, **operands.on_host(others)}  # first: it may refuse
     q, k, v = (array.numpy() if isinstance(array, DeviceTensor) else array for array in qkv)
     if plan.cache is not None:
+        scales = options.pop("k_scales", None), options.pop("v_scales", None)
+        if plan.cache.float8 is not None:
+            k, v = (
+                x.view(plan.cache.float8).astype(np.float64) * scale[:, None]
+                for x, scale in zip((k, v), scales, strict=True)
+            )
         out, lse = reference.attention_decode(q, k, v, **options, return_lse=True)
     elif plan.layout == "shd":
         out, lse = reference.attention_varlen(q, k, v, **options, return_lse=True)

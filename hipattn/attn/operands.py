@@ -26,13 +26,14 @@ Operand = DeviceTensor | npt.NDArray[Any] | ScoreMod | MaskMod
 _STARTS = ("cu_seqlens_q", "cu_seqlens_k")
 _INTEGERS = (*_STARTS, "lengths", "block_table")
 _PER_HEAD = ("alibi_slopes", "sinks")
+_PER_KV_HEAD = ("k_scales", "v_scales")
 _PER_SCORE = ("bias", "mask")
 _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
 
 
 _ACCEPTED = {  # but a bias
     "mask": (BOOL, UINT8),
-    **dict.fromkeys(_PER_HEAD, (FLOAT32,)),
+    **dict.fromkeys((*_PER_HEAD, *_PER_KV_HEAD), (FLOAT32,)),
     **dict.fromkeys(_INTEGERS, (INT32, _INT64)),
     "workspace": (FLOAT32,),
 }
@@ -61,7 +62,7 @@ def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None)
             operands[name] = instance(name, value, _MODS[name])
             continue
         if isinstance(value, np.ndarray | list | tuple):
-            if name in _PER_HEAD:  # 2.0 ** -np.arange(8) is float64
+            if name in _PER_HEAD or name in _PER_KV_HEAD:  # 2.0 ** -np.arange(8) is float64
                 value = _numbers(name, value, "fiu", "real numbers").astype(FLOAT32)
             elif name in _INTEGERS:
                 value = _numbers(name, value, "iu", "integers").astype(_INT64)
@@ -101,6 +102,8 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
             if value.shape not in shapes:
                 raise ArgumentError(f"{name} has shape {value.shape}; it takes {' or '.join(map(str, shapes))}")
             _check_contiguous(name, value)
+        elif name in _PER_KV_HEAD:
+            _check_scales(plan, name, value)
         elif name == "lengths":
             _check_lengths(value, batch, seq_k)
         elif name == "workspace":
@@ -138,6 +141,15 @@ def _check_lengths(lengths: DeviceTensor | npt.NDArray[Any], batch: int, capacit
         raise ArgumentError(f"lengths is {lengths}; a sequence has 0 to {capacity} keys")
 
 
+def _check_scales(plan: Plan, name: str, scales: DeviceTensor | npt.NDArray[Any]) -> None:
+    assert plan.cache is not None
+    if scales.shape != (plan.cache.heads_kv,):
+        raise ArgumentError(f"{name} has shape {scales.shape}; it takes one number a head: {(plan.cache.heads_kv,)}")
+    _check_contiguous(name, scales)
+    if isinstance(scales, np.ndarray) and not ((scales > 0) & np.isfinite(scales)).all():
+        raise ArgumentError(f"{name} is {scales}; it takes positive, finite numbers")
+
+
 def _check_workspace(plan: Plan, workspace: Any) -> None:
     assert plan.cache is not None
     if not isinstance(workspace, DeviceTensor):
@@ -154,7 +166,7 @@ def _check_table(plan: Plan, table: DeviceTensor | npt.NDArray[Any], lengths: An
     """Check which pages hold the sequences' keys, as far as it is known which of them count."""
     assert plan.cache is not None
     batch, _, _, capacity = plan.scores
-    _, _, pages, page_size = plan.cache
+    pages, page_size = plan.cache.pages, plan.cache.page_size
     if table.shape[0] != batch:
         raise ArgumentError(f"block_table has shape {table.shape}; it takes a row for each of {batch} sequences")
     if isinstance(table, DeviceTensor):

@@ -13,8 +13,9 @@ import numpy as np
 from hipattn.arguments import boolean, number
 from hipattn.errors import ArgumentError
 from hipattn.kernels import flash_decode, flash_fwd
+from hipattn.kernels.float8 import e4m3
 from hipattn.runtime.device import Device
-from hipattn.tensor import as_dtype
+from hipattn.tensor import UINT8, as_dtype
 
 __all__ = [
     "EVERY_KEY",
@@ -75,12 +76,17 @@ class Cache(NamedTuple):
         Numbers that the parts take; 0 for a single one.
     pages, page_size : int
         Of the pool; 0 where caches are in one piece.
+    heads_kv : int
+    float8 : numpy.dtype or None
+        Which e4m3 keys and values are of, if they are stored in 8 bits.
     """
 
     num_splits: int
     workspace: int
     pages: int
     page_size: int
+    heads_kv: int
+    float8: np.dtype[Any] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +174,9 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
     q, k, v, options = Facts(*given[:3]), Facts(*given[3:6]), Facts(*given[6:9]), Options(*given[9:])
     pages, num_splits = caches
     pool = 0, 0
+    float8 = _float8(device, k, v, options.others)
+    if float8 is not None:  # that they are of 8 bits has been checked
+        k, v = (Facts(q.dtype, x.shape, x.strides) for x in (k, v))
     if options.method == "staged":
         raise ArgumentError("method is 'staged'; decoding takes 'auto', 'flash' and 'reference'")
     if pages is not None:
@@ -189,15 +198,30 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
     rows = seq_q * heads_q // max(1, k.shape[2])
 
     def decodes(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int) -> str | None:
-        return flash_decode.supports(device, dtype, head_dim, value_dim, rows)
+        return flash_decode.supports(device, dtype, head_dim, value_dim, rows, float8 is not None)
 
     out = batch, seq_q, heads_q, value_dim
     made = _plan(device, "bshd", out, scores[:3], scores, head_dim, q.dtype, options, decodes)
     if made.method == "flash" and device is not None and not num_splits:
         formula = made.formula["scale"], made.formula["causal"], made.formula["window"], made.formula["softcap"]
-        num_splits = flash_decode.best_splits(device, q.dtype, scores, k.shape[2], head_dim, value_dim, formula)
+        sizes = scores, k.shape[2], head_dim, value_dim
+        num_splits = flash_decode.best_splits(device, q.dtype, *sizes, formula, float8 is not None)
     workspace = flash_decode.workspace_size(math.prod(scores[:3]), num_splits, value_dim)
-    return replace(made, cache=Cache(num_splits, workspace, *pool))
+    return replace(made, cache=Cache(num_splits, workspace, *pool, k.shape[2], float8))
+
+
+def _float8(device: Device | None, k: Facts, v: Facts, others: Sequence[str]) -> np.dtype[Any] | None:
+    """Return which e4m3 the keys and values are of; None if they are no such numbers."""
+    scales = [name for name in ("k_scales", "v_scales") if name in others]
+    for name, facts in (("k", k), ("v", v)):
+        if scales and facts.dtype != UINT8:
+            raise ArgumentError(f"{scales[0]} is given; {name} is {facts.dtype.name}, and only uint8 (e4m3) has scales")
+        if facts.dtype == UINT8 and len(scales) < 2:
+            raise ArgumentError(f"{name} is uint8, which stands for e4m3: it takes k_scales and v_scales")
+    if not scales:
+        return None
+    assert device is not None  # which says what the bits mean
+    return e4m3(device.arch)
 
 
 # Says why a kernel cannot serve a device, dtype, head_dim and value_dim.

@@ -37,14 +37,7 @@ class PagedKVCache:
     >>> for layer in range(cache.layers):
     ...     q, k, v = project(layer, hidden)  # k, v: [2, 1, heads_kv, dim]
     ...     cache.append(layer, prompts, k, v, stream=stream)
-    ...     out = hipattn.attention_decode(
-    ...         q,
-    ...         cache.keys(layer),
-    ...         cache.values(layer),
-    ...         lengths=cache.lengths(prompts),
-    ...         block_table=cache.block_table(prompts),
-    ...         stream=stream,
-    ...     )
+    ...     out = hipattn.attention_decode(q, cache, layer=layer, sequences=prompts, stream=stream)
 
     Sequences are changed (extended, forked, truncated, freed) between steps, not between the `extend` and the appends
     of one. The work of a cache belongs in one stream, or in streams that the caller orders.
@@ -59,8 +52,8 @@ class PagedKVCache:
         Size of a value. Default: `head_dim`.
     dtype
         float32, float16 or bfloat16, of which new keys and values are then too; or "float8_e4m3", in which keys and
-        values of any of the three are stored in 8 bits: FNUZ on gfx942, elsewhere the OCP's. No attention reads these
-        yet.
+        values of any of the three are stored in 8 bits: FNUZ on gfx942, elsewhere the OCP's. `attention_decode` reads
+        them, with queries of any of the three.
     k_scales, v_scales
         For "float8_e4m3": [layers, heads_kv], positive. What is stored is a key or value divided by its scale, rounded
         to nearest even; what is too large becomes the largest number (240 in FNUZ, otherwise 448). Default: 1.

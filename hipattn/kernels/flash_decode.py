@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose_decode
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
-from hipattn.kernels.rows import ACCESS_BYTES, check_device, vector_width
+from hipattn.kernels.rows import ACCESS_BYTES, check_device, vector_width, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig, Template
 from hipattn.runtime.scratch import Scratch
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import DeviceTensor
+from hipattn.tensor import UINT8, DeviceTensor
 
 __all__ = [
     "MAX_SPLITS",
@@ -48,6 +49,7 @@ class FlashDecodeParams(Arguments):
         ("table_batch", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("heads", "groups", "seq_q", "seq_k", "row_tiles", "splits")),
         *OPTION_FIELDS,
+        *((name, ctypes.c_void_p) for name in ("k_scales", "v_scales")),
     )
 
 
@@ -63,6 +65,7 @@ def specialise(
     split: bool,
     lengths: bool,
     page_size: int | None = None,
+    float8: bool = False,
     wide: bool = False,
 ) -> Specialisation:
     """Return the kernel for tensors of `dtype`.
@@ -85,6 +88,8 @@ def specialise(
         Whether each sequence has its own length.
     page_size
         Rows of a page; None for caches in one piece.
+    float8
+        Whether k and v are e4m3, in the chip's format.
     wide
         Whether a tile of keys, in one piece, spans 2^31 bytes.
     """
@@ -108,34 +113,41 @@ def specialise(
     }
     if page_size is not None:
         constants["PAGE_SIZE"] = page_size
+    if float8:
+        constants["FLOAT8"] = True  # for the name
+    rows = "key_rows.h" if page_size is None else "key_rows_paged.h"
     return Specialisation(
         "flash_decode",
         "flash_decode",
         FlashDecodeParams,
         constants,
         {"scalar": dtype, "bias_scalar": features.bias or "float32"},
-        includes=("key_rows.h" if page_size is None else "key_rows_paged.h", tiles.layer),
+        includes=(*(["cache_e4m3.h"] if float8 else []), rows, tiles.layer),
         prelude=features.prelude("FlashDecodeParams"),
     )
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
-    """Return the kernels of one aligned query a sequence, for the most common head and group sizes."""
-    for dtype in SCALARS:
-        vector = 16 // np.dtype(dtype if dtype == "float32" else "float16").itemsize
-        for head_dim, group in ((64, 4), (128, 1), (128, 4)):
-            tiles = choose_decode(arch, dtype, head_dim, head_dim, group)
-            for page_size in (None, 16):
-                if tiles is not None:
-                    options = {"vector": vector, "split": True, "lengths": True, "page_size": page_size}
-                    yield specialise(tiles, dtype, head_dim, head_dim, group, Features(), **options)  # type: ignore[arg-type]
+    """Return the kernels of one aligned query a sequence, for the most common head and group sizes.
+
+    One of them reads keys and values in 8 bits.
+    """
+    cases = [(*sizes, False) for sizes in product(((64, 4), (128, 1), (128, 4)), (None, 16))]
+    for dtype, ((head_dim, group), page_size, float8) in product(SCALARS, [*cases, ((128, 4), 16, True)]):
+        tiles = choose_decode(arch, dtype, head_dim, head_dim, group, float8)
+        if tiles is not None:
+            options: dict[str, Any] = {"vector": widest(dtype), "split": True, "lengths": True}
+            options |= {"page_size": page_size, "float8": float8}
+            yield specialise(tiles, dtype, head_dim, head_dim, group, Features(), **options)
 
 
-def supports(device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int, rows: int) -> str | None:
+def supports(
+    device: Device, dtype: np.dtype[Any], head_dim: int, value_dim: int, rows: int, float8: bool = False
+) -> str | None:
     """Return why the kernel cannot serve tensors of these sizes on the device; None if it can."""
     if head_dim < 1 or value_dim < 1:
         return f"head_dim is {head_dim} and value head_dim {value_dim}; the kernel takes 1 or more"
-    if choose_decode(device.arch, dtype.name, head_dim, value_dim, rows) is None:
+    if choose_decode(device.arch, dtype.name, head_dim, value_dim, rows, float8) is None:
         return f"head_dim {head_dim}, value head_dim {value_dim} in {dtype.name} does not fit {device.arch}"
     return None
 
@@ -175,6 +187,8 @@ def launch(
     *,
     lengths: DeviceTensor | None = None,
     block_table: DeviceTensor | None = None,
+    k_scales: DeviceTensor | None = None,
+    v_scales: DeviceTensor | None = None,
     lse: DeviceTensor | None = None,
     scale: float,
     causal: bool = False,
@@ -198,11 +212,14 @@ def launch(
         [batch, seq_q, heads_q, head_dim or value_dim], any strides with a contiguous last dimension.
     k, v
         [batch, capacity, heads_kv, head_dim or value_dim], likewise, of q's dtype; with `block_table`
-        [pages, page_size, heads_kv, head_dim or value_dim].
+        [pages, page_size, heads_kv, head_dim or value_dim]. With scales uint8, the bits of the device's e4m3
+        (`float8.e4m3`).
     lengths
         [batch] of int32, contiguous: how many keys each sequence has, at most its capacity, which is the default.
     block_table
         [batch, pages of a sequence] of int32 with a contiguous last dimension: which pages hold a sequence's keys.
+    k_scales, v_scales
+        [heads_kv] of float32, contiguous, positive, both or none: what the head's keys and values are multiplied by.
     lse
         [batch, heads_q, seq_q] of float32, contiguous: where the natural log-sum-exp goes.
     scale, causal, window, softcap
@@ -237,6 +254,7 @@ def launch(
         score_mod and score_mod.render("user_score_mod", 0, 0, params="FlashDecodeParams"),
         mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES, params="FlashDecodeParams"),
         lengths is not None,
+        k_scales is not None,
         None if block_table is None else block_table.shape[1],
         q.dtype,
         (q.shape, k.shape, v.shape),
@@ -249,7 +267,13 @@ def launch(
     p.q, p.k, p.v, p.out = p_q, p_k, p_v, p_out
     for tensor in (q, k, v, out):
         tensor.buffer.used_on(stream)
-    for name, given in (("lengths", lengths), ("block_table", block_table), ("lse", lse)):
+    for name, given in (
+        ("lengths", lengths),
+        ("block_table", block_table),
+        ("k_scales", k_scales),
+        ("v_scales", v_scales),
+        ("lse", lse),
+    ):
         if given is not None:
             setattr(p, name, given.pointer)
             given.buffer.used_on(stream)
@@ -301,6 +325,7 @@ def _plan(
     score_mod: str | None,
     mask_mod: str | None,
     lengths: bool,
+    float8: bool,
     pages: int | None,
     dtype: np.dtype[Any],
     shapes: tuple[tuple[int, ...], ...],
@@ -314,23 +339,24 @@ def _plan(
         return None
     group = heads // heads_kv
     rows = seq_q * group
-    tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows)
+    tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows, float8)
     if tiles is None:
-        raise ArgumentError(supports(device, dtype, head_dim, value_dim, rows) or "")
+        raise ArgumentError(supports(device, dtype, head_dim, value_dim, rows, float8) or "")
     scores = batch, heads, seq_q, capacity
-    splits = num_splits or best_splits(device, dtype, scores, heads_kv, head_dim, value_dim, formula)
+    splits = num_splits or best_splits(device, dtype, scores, heads_kv, head_dim, value_dim, formula, float8)
     scale, causal, window, softcap = formula
     formula = scale, causal and seq_q > 1, window, softcap  # one query stands at the last key
     features = Features.of(formula, others, score_mod, mask_mod)
     widths = (*(shape[3] for shape in shapes), value_dim)
+    dtypes = (dtype, *[UINT8 if float8 else dtype] * 2, dtype)
     vector = vector_width(
-        *((address, dtype.itemsize, (*s[:3], width)) for s, width in zip(strides, widths, strict=True))
+        *((address, t.itemsize, (*s[:3], width)) for t, s, width in zip(dtypes, strides, widths, strict=True))
     )
-    wide = pages is None and is_wide(device, dtype, tiles, strides[1][1], strides[2][1])
+    wide = pages is None and is_wide(device, dtypes[1], tiles, strides[1][1], strides[2][1])
     row_tiles = -(-rows // tiles.block_m)
     blocks = batch * heads_kv * row_tiles
     form: dict[str, Any] = {"vector": vector, "lengths": lengths, "wide": wide, "split": splits > 1}
-    form["page_size"] = None if pages is None else page_size
+    form |= {"page_size": None if pages is None else page_size, "float8": float8}
     kernel = load(specialise(tiles, dtype.name, head_dim, value_dim, group, features, **form), device)
     options = any(others[1:]) or bool(score_mod or mask_mod)
 
@@ -361,6 +387,7 @@ def best_splits(
     head_dim: int,
     value_dim: int,
     formula: Formula,
+    float8: bool = False,
 ) -> int:
     """Return among how many blocks a sequence's keys are best split.
 
@@ -374,10 +401,12 @@ def best_splits(
         (batch, heads_q, seq_q, capacity).
     formula
         Scale, causal, window, softcap.
+    float8
+        Whether keys and values are stored in 8 bits.
     """
     batch, heads, seq_q, capacity = scores
     rows = seq_q * heads // max(1, heads_kv)
-    tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows)
+    tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows, float8)
     assert tiles is not None
     blocks, keys = batch * heads_kv * -(-rows // tiles.block_m), _visible(capacity, seq_q, formula)
     return _splits(device.compute_units, tiles, blocks, min(rows, tiles.wave_rows), keys)

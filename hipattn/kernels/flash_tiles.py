@@ -71,8 +71,12 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
 
 
 @lru_cache
-def choose_decode(arch: str, dtype: str, head_dim: int, value_dim: int, rows: int) -> Tiles | None:
+def choose_decode(
+    arch: str, dtype: str, head_dim: int, value_dim: int, rows: int, float8: bool = False
+) -> Tiles | None:
     """Return how to divide attention of few queries, `rows` with those of all heads that read the same keys.
+
+    `float8`: keys and values are stored in 8 bits.
 
     A wave takes the fewest rows that there is an instruction for, and a block no more waves than the rows need: what
     keeps the memory busy are many blocks. None where a block's tiles do not fit the chip.
@@ -88,7 +92,8 @@ def choose_decode(arch: str, dtype: str, head_dim: int, value_dim: int, rows: in
             waves = 4 if largest > 128 or arch in _RDNA3 else max(waves, 2)
         tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
-        tiles = _nvidia_tiles(head_dim, value_dim, waves, 16, 64 if largest <= (64 if waves == 1 else 128) else 32)
+        block_n = 64 if largest <= (64 if waves == 1 else 128) else 32
+        tiles = _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8)
     elif dtype == "float32" or arch in _NO_MATRICES:
         tiles = _fma(arch, head_dim, value_dim, rows)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
@@ -150,9 +155,13 @@ def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     return None
 
 
-def _nvidia_tiles(head_dim: int, value_dim: int, waves: int, wave_rows: int, block_n: int) -> Tiles:
+def _nvidia_tiles(
+    head_dim: int, value_dim: int, waves: int, wave_rows: int, block_n: int, float8: bool = False
+) -> Tiles:
     q_row, v_row = _up(head_dim, 16) + _PAD, _up(value_dim, 16) + _PAD
     lds = 2 * (block_n * (q_row + v_row) + waves * wave_rows * q_row)
+    if float8:  # what is not converted yet
+        lds += block_n * (q_row + v_row - 2 * _PAD)
     return Tiles("mma_nvidia.h", waves, wave_rows, block_n, lds)
 
 

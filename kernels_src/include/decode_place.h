@@ -28,16 +28,20 @@ struct Place {
     const bias_scalar* bias;
     const unsigned char* mask;
     const unsigned char* tiles;  // none here
+    float scales[2];             // of keys and values, where these are quantised
 
     __device__ static int query(int row) { return row / GROUP; }
     __device__ static int head(int row) { return row % GROUP; }
+    // What keys and values are multiplied by, as they are stored.
+    __device__ float k_scale() const { return QUANTISED ? scales[0] : 1.0f; }
+    __device__ float v_scale() const { return QUANTISED ? scales[1] : 1.0f; }
     __device__ bool has_sink() const { return split == 0; }
     __device__ int rows() const { return seq_q * GROUP; }
 };
 
 __device__ inline KeyRows key_rows(const void* tensor, i64 batch, i64 row, i64 head, const Place& place, int group,
                                    [[maybe_unused]] const FlashDecodeParams& p) {
-    const scalar* at = static_cast<const scalar*>(tensor) + group * head;
+    const cache_scalar* at = static_cast<const cache_scalar*>(tensor) + group * head;
 #if defined(PAGED)
     const int* table = static_cast<const int*>(p.block_table) + place.b * p.table_batch;
     return {at, row, batch, table};  // a page takes the place of a batch entry
@@ -64,6 +68,10 @@ __device__ inline Place find_place(const FlashDecodeParams& p) {
     place.q = {static_cast<const scalar*>(p.q) + b * p.q_batch + h * p.q_head, p.q_row, p.q_head, place.first_row};
     place.k = key_rows(p.k, p.k_batch, p.k_row, p.k_head, place, group, p);
     place.v = key_rows(p.v, p.v_batch, p.v_row, p.v_head, place, group, p);
+    if constexpr (QUANTISED) {
+        place.scales[0] = static_cast<const float*>(p.k_scales)[group];
+        place.scales[1] = static_cast<const float*>(p.v_scales)[group];
+    }
     if constexpr (BIAS) place.bias = static_cast<const bias_scalar*>(p.bias) + b * p.bias_batch + h * p.bias_head;
     if constexpr (MASK) place.mask = static_cast<const unsigned char*>(p.mask) + b * p.mask_batch + h * p.mask_head;
     return place;

@@ -7,17 +7,26 @@
 constexpr int BLOCK_M = WAVES * WAVE_ROWS;
 constexpr int THREADS = WAVES * WAVE_SIZE;
 
+// What keys and values are stored as, if no header in front says otherwise (cache_e4m3.h). A layer's tiles are of
+// `scalar`, or float.
+#ifndef CACHE_E4M3
+using cache_scalar = scalar;
+__device__ inline float as_float(cache_scalar x) { return static_cast<float>(x); }
+#endif
+constexpr bool QUANTISED = !same<cache_scalar, scalar>;
+
 // Rows of a tensor, evenly spaced. Other kinds of rows say how many of `count`, which begin at a multiple of it, are
 // spaced by `stride`: even_run(count) of them, from each multiple of that on.
+template <class T>
 struct EvenRows {
     static constexpr bool EVEN = true;
     __device__ static constexpr int even_run(int count) { return count; }
-    const scalar* base;
+    const T* base;
     i64 stride;
 
-    __device__ const scalar* at(int row) const { return base + row * stride; }
+    __device__ const T* at(int row) const { return base + row * stride; }
     // Of a row that is the same for all threads.
-    __device__ const scalar* common_at(int row) const { return common_address(at(row)); }
+    __device__ const T* common_at(int row) const { return common_address(at(row)); }
 };
 
 __device__ inline int wave_index() { return threadIdx.x / WAVE_SIZE; }

@@ -7,8 +7,8 @@ struct Place {
     int b, h;
     int first_row;  // of the block, counted from the sequence's start
     int seq_q, seq_k;
-    EvenRows q;     // of the block
-    KeyRows k, v;   // of the sequence
+    EvenRows<scalar> q;  // of the block
+    KeyRows k, v;        // of the sequence
     scalar* out;
     float* lse;
     const bias_scalar* bias;
@@ -17,6 +17,7 @@ struct Place {
 
     __device__ int query(int row) const { return row; }
     __device__ static int head(int) { return 0; }
+    __device__ static float k_scale() { return 1.0f; }
     __device__ static bool has_sink() { return true; }
 };
 

@@ -29,7 +29,9 @@ struct Score {
 
     __device__ Score(const Params& params, const Place& where) : p(params), place(where) {
         first_row = where.first_row + wave_index() * WAVE_ROWS;
-        unit = TRANSFORMED ? LOG2_E : p.scale * LOG2_E;
+        unit = TRANSFORMED ? LOG2_E : scale() * LOG2_E;
+        // Not 0 by rounding: times -inf, of a hidden key, it would be NaN.
+        if constexpr (QUANTISED) unit = fmaxf(unit, 0x1p-100f);
         if constexpr (ALIBI) {
             const float* slopes = static_cast<const float*>(p.slopes) + where.b * p.slopes_batch + where.h;
 #pragma unroll
@@ -53,7 +55,7 @@ struct Score {
 #pragma unroll
                 for (int n = 0; n < Scores::KEYS; ++n) {
                     const int j = first_key + Scores::key(n);
-                    scores.set(r, n, transformed(scores.get(r, n) * p.scale, r, j));
+                    scores.set(r, n, transformed(scores.get(r, n) * scale(), r, j));
                 }
         }
     }
@@ -84,6 +86,9 @@ struct Score {
     }
 
 private:
+    // Of the product of a query and a key as it is stored.
+    __device__ float scale() const { return p.scale * place.k_scale(); }
+
     __device__ float transformed(float score, int r, int j) const {
         const int row = first_row + Scores::row(r), i = place.query(row), h = place.head(row);
         if constexpr (SOFTCAP) score = p.softcap * tanh_fast(score * p.softcap_inverse);

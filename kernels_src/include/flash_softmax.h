@@ -83,7 +83,7 @@ __device__ inline bool any_nonfinite(const Output& out, const State& state) {
 __device__ inline void add_nonfinite(Output& out, const Scores& scores, const State& state, float unit,
                                      const KeyRows& v, int first, int keys) {
     for (int key = 0; key < keys; ++key) {
-        const scalar* row = v.common_at(first + key);
+        const cache_scalar* row = v.common_at(first + key);
         float weight[Scores::ROWS];
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
@@ -101,7 +101,7 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
 #pragma unroll
         for (int c = 0; c < Output::COLUMNS; ++c) {
             const int column = Output::column(c);
-            const float value = column < VALUE_DIM ? static_cast<float>(row[column]) : 0.0f;
+            const float value = column < VALUE_DIM ? as_float(row[column]) : 0.0f;
 #pragma unroll
             for (int r = 0; r < Scores::ROWS; ++r) {
                 const bool added = !is_finite(value) && !(weight[r] < 0.0f);

@@ -3,4 +3,4 @@
 
 #include "flash_block.h"
 
-using KeyRows = EvenRows;
+using KeyRows = EvenRows<cache_scalar>;

@@ -11,17 +11,17 @@ struct KeyRows {
     __device__ static constexpr int even_run(int count) {
         return PAGE_SIZE % count == 0 ? count : count % PAGE_SIZE == 0 ? PAGE_SIZE : 1;
     }
-    const scalar* base;  // row 0 of page 0
+    const cache_scalar* base;  // row 0 of page 0
     i64 stride, page_stride;
     const int* table;
 
-    __device__ const scalar* at(unsigned row) const { return in_page(table[row / PAGE_SIZE], row); }
-    __device__ const scalar* common_at(unsigned row) const {
+    __device__ const cache_scalar* at(unsigned row) const { return in_page(table[row / PAGE_SIZE], row); }
+    __device__ const cache_scalar* common_at(unsigned row) const {
         return in_page(common_value(table[row / PAGE_SIZE]), row);
     }
 
 private:
-    __device__ const scalar* in_page(int page, unsigned row) const {
+    __device__ const cache_scalar* in_page(int page, unsigned row) const {
         return base + page * page_stride + row % PAGE_SIZE * stride;
     }
 };

@@ -112,7 +112,7 @@ struct Queries {
         for (int i = 0; i < Mine::EACH; ++i) {
             if (!Mine::mine(i)) continue;
             const int row = Mine::first_row() + Mine::down(i), column = Mine::first_column() + Mine::across(i);
-            store_piece(load_piece(from.at(row) + column, HEAD_DIM - column, row < count),
+            store_piece<scalar>(load_piece(from.at(row) + column, HEAD_DIM - column, row < count),
                         lds + row * QK_ROW + column, negate ? -1.0f : 1.0f);
         }
     }

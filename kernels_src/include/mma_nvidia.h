@@ -14,8 +14,15 @@ struct PaddedRows {
     __device__ static void publish() {}
 };
 
-using KTile = AsyncTile<HEAD_DIM, PaddedRows<BLOCK_N, QK_COLUMNS>>;
-using VTile = AsyncTile<VALUE_DIM, PaddedRows<BLOCK_N, V_COLUMNS>>;
+#if defined(CACHE_E4M3)
+template <int DIM, class Layout>
+using Tile = ConvertedTile<DIM, Layout>;
+#else
+template <int DIM, class Layout>
+using Tile = AsyncTile<DIM, Layout>;
+#endif
+using KTile = Tile<HEAD_DIM, PaddedRows<BLOCK_N, QK_COLUMNS>>;
+using VTile = Tile<VALUE_DIM, PaddedRows<BLOCK_N, V_COLUMNS>>;
 
 struct Queries {
     using Layout = PaddedRows<BLOCK_M, QK_COLUMNS>;

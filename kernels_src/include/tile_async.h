@@ -1,6 +1,6 @@
 // Moves keys from memory to shared memory by cp.async (compute capability 8.0 on): `store` starts the copies, `arrive`
 // waits for this thread's. Rows past the last key, and columns past the head's, become zeros. A Layout says where a
-// row's 16 bytes lie; rows PERIOD apart have them at the same place.
+// row's eight elements lie; rows PERIOD apart have them at the same place.
 #pragma once
 
 #include "flash_block.h"
@@ -11,23 +11,33 @@ __device__ inline unsigned shared_address(const void* at) {
     return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
-__device__ inline void copy_async(unsigned to, const scalar* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+// Copies eight elements.
+template <class T>
+__device__ inline void copy_async(unsigned to, const T* from) {
+    if constexpr (sizeof(T) == 2)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
 }
-// Copies 16 bytes, or writes zeros.
-__device__ inline void copy_async(unsigned to, const scalar* from, bool exists) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0)
-                 : "memory");
+// Copies eight elements, or writes zeros.
+template <class T>
+__device__ inline void copy_async(unsigned to, const T* from, bool exists) {
+    if constexpr (sizeof(T) == 2)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(exists ? 8 : 0)
+                     : "memory");
 }
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Elements column .. column + 7 of a row, zeros from DIM on, one by one: for rows that no 16-byte copy can read.
-template <int DIM>
-__device__ inline void copy_parts(scalar* to, const scalar* row, int column, bool exists) {
-    Eight x;
+// Elements column .. column + 7 of a row, zeros from DIM on, one by one: for rows of which no copy can read eight.
+template <int DIM, class T>
+__device__ inline void copy_parts(T* to, const T* row, int column, bool exists) {
+    Vec<T, 8> x;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) x.at[e] = exists && column + e < DIM ? row[column + e] : scalar(0.0f);
-    *reinterpret_cast<Eight*>(to) = x;
+    for (int e = 0; e < 8; ++e) x.at[e] = exists && column + e < DIM ? row[column + e] : T(0.0f);
+    *reinterpret_cast<Vec<T, 8>*>(to) = x;
 }
 
 // Copies ROWS rows of `count` of DIM elements at a time, a part each of COUNT threads.
@@ -36,7 +46,8 @@ struct Copy {
     __device__ Copy(const Rows& source, int count, int which) : from(source), rows(count), thread(which) {}
 
     // Rows first .. first + ROWS - 1, to row `lds_row` on of `lds`.
-    __device__ void operator()(scalar* lds, int lds_row, int first) const {
+    template <class T>
+    __device__ void operator()(T* lds, int lds_row, int first) const {
         if constexpr (VECTOR == 8 && DIM == Layout::COLUMNS && COUNT % PIECES == 0 &&
                       STEP % Layout::PERIOD == 0 && ROWS % STEP == 0) {
             if (first + ROWS <= rows) {
@@ -48,7 +59,7 @@ struct Copy {
 #pragma unroll 1
         for (int piece = thread; piece < ROWS * PIECES; piece += COUNT) {
             const int row = piece / PIECES, column = piece % PIECES * 8;
-            scalar* to = lds + Layout::offset(lds_row + row, column);
+            T* to = lds + Layout::offset(lds_row + row, column);
             const bool exists = first + row < rows;
             if constexpr (VECTOR == 8) {
                 const bool copied = exists && column < DIM;
@@ -65,7 +76,8 @@ private:
     int rows, thread;
 
     // All rows exist, and the threads make up whole rows, STEP of them: a thread stays in its column.
-    __device__ void copy_whole(scalar* lds, int lds_row, int first) const {
+    template <class T>
+    __device__ void copy_whole(T* lds, int lds_row, int first) const {
         const int row = thread / PIECES, column = thread % PIECES * 8;
         const unsigned to = shared_address(lds + Layout::offset(lds_row + row, column));
         constexpr int STEPS = ROWS / STEP, RUN = Rows::even_run(ROWS);
@@ -74,10 +86,10 @@ private:
 #pragma unroll UNROLLED
         for (int i = 0; i < STEPS; i += EACH) {
             const int next = first + i * STEP;
-            const scalar* at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
+            const T* at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
 #pragma unroll
             for (int j = i; j < i + EACH; ++j, at += STEP * from.stride)
-                copy_async(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(scalar)), at);
+                copy_async(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(T)), at);
         }
     }
 };
@@ -140,3 +152,40 @@ private:
 
     __device__ scalar* coming() const { return lds + (STAGES - 1 - stage) * Layout::ELEMENTS; }
 };
+
+#if defined(CACHE_E4M3)
+// A tile of what is stored in 8 bits: `fetch` starts copies to memory beside it, and `store` converts what this
+// thread's brought.
+template <int DIM, class Layout>
+struct ConvertedTile : AsyncTile<DIM, Layout> {
+    using Base = AsyncTile<DIM, Layout>;
+    struct Codes {
+        static constexpr int COLUMNS = Layout::COLUMNS, PERIOD = 1;
+        __device__ static int offset(int row, int column) { return row * COLUMNS + column; }
+    };
+    static constexpr int BYTES = Base::BYTES + BLOCK_N * Codes::COLUMNS;
+
+    __device__ ConvertedTile(const KeyRows& from, int count, char* memory)
+        : Base(from, count, memory),
+          codes(reinterpret_cast<cache_scalar*>(memory + Base::BYTES)),
+          copy(from, count, threadIdx.x) {}
+
+    __device__ void fetch(int first) const { copy(codes, 0, first); }
+    __device__ void store(int) const {
+        constexpr int PIECES = Codes::COLUMNS / 8, ALL = BLOCK_N * PIECES;
+        wait_for_copies();
+#pragma unroll 8
+        for (int piece = threadIdx.x; piece < ALL; piece += THREADS) {
+            const auto eight = *reinterpret_cast<const Vec<unsigned, 2>*>(codes + piece * 8);
+            const Vec<Vec<scalar, 4>, 2> x = {{from_e4m3<scalar>(eight.at[0]), from_e4m3<scalar>(eight.at[1])}};
+            scalar* to = this->present() + Layout::offset(piece / PIECES, piece % PIECES * 8);
+            *reinterpret_cast<Eight*>(to) = __builtin_bit_cast(Eight, x);
+        }
+    }
+    __device__ void arrive() const {}
+
+private:
+    cache_scalar* codes;
+    Copy<DIM, Codes, BLOCK_N, THREADS, KeyRows> copy;
+};
+#endif

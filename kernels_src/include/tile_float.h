@@ -8,11 +8,11 @@
 #include "flash_block.h"
 
 using Four = Vec<float, 4>;
-using Quad = Vec<scalar, 4>;
-using Piece = Vec<unsigned, sizeof(scalar)>;  // the bits of a Quad: while it waits, 16-bit elements share registers
+template <class T>
+using Piece = Vec<unsigned, sizeof(T)>;  // the bits of four elements: while they wait, narrow ones share registers
 
 #if defined(__HIP_PLATFORM_NVIDIA__)
-constexpr bool ASYNC = sizeof(scalar) == 4;
+constexpr bool ASYNC = sizeof(cache_scalar) == 4;
 
 // Copies BYTES, or writes zeros where nothing exists; `from` is not read then.
 template <int BYTES>
@@ -38,26 +38,34 @@ __device__ inline void wait_async() {}
 constexpr int ACCESS = VECTOR < 4 ? VECTOR : 4;
 
 // Four elements, of which `columns` exist.
-__device__ inline Piece load_piece(const scalar* at, int columns, bool exists) {
-    Piece x = {};
+template <class T>
+__device__ inline Piece<T> load_piece(const T* at, int columns, bool exists) {
+    Piece<T> x = {};
     if constexpr (ACCESS == 4) {
-        if (exists && columns > 0) x = *reinterpret_cast<const Piece*>(at);
+        if (exists && columns > 0) x = *reinterpret_cast<const Piece<T>*>(at);
     } else if (exists) {
-        Quad y;
+        Vec<T, 4> y;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) y.at[e] = e < columns ? at[e] : static_cast<scalar>(0.0f);
-        x = __builtin_bit_cast(Piece, y);
+        for (int e = 0; e < 4; ++e) y.at[e] = e < columns ? at[e] : static_cast<T>(0.0f);
+        x = __builtin_bit_cast(Piece<T>, y);
     }
     return x;
 }
 
-__device__ inline void store_piece(const Piece& piece, float* lds, float sign = 1.0f) {
-    const Quad x = __builtin_bit_cast(Quad, piece);
+template <class T>
+__device__ inline void store_piece(const Piece<T>& piece, float* lds, float sign = 1.0f) {
+    const auto x = __builtin_bit_cast(Vec<T, 4>, piece);
     Four y;
 #pragma unroll
     for (int e = 0; e < 4; ++e) y.at[e] = sign * static_cast<float>(x.at[e]);
     *reinterpret_cast<Four*>(lds) = y;
 }
+#if defined(CACHE_E4M3)
+template <>
+__device__ inline void store_piece<cache_scalar>(const Piece<cache_scalar>& codes, float* lds, float) {
+    *reinterpret_cast<Four*>(lds) = from_e4m3<float>(codes.at[0]);
+}
+#endif
 
 // Which pieces of COUNT rows of COLUMNS elements a thread moves: those a fixed distance from its first, so that of all
 // addresses only the first depends on the thread. SIDE threads share a row.
@@ -108,10 +116,10 @@ struct FloatTile {
             if constexpr (ASYNC) {
 #pragma unroll
                 for (int part = 0; part < 4; part += ACCESS)
-                    copy_async<ACCESS * sizeof(scalar)>(at + part, row(first, i) + part,
+                    copy_async<ACCESS * sizeof(cache_scalar)>(at + part, row(first, i) + part,
                                                         exists(first, i) && part < columns(i));
             } else {
-                store_piece(held[i], at);
+                store_piece<cache_scalar>(held[i], at);
             }
         }
     }
@@ -136,9 +144,9 @@ private:
     using Mine = Pieces<BLOCK_N, COLUMNS>;
     KeyRows source;
     int rows;
-    Piece held[Mine::EACH];
+    Piece<cache_scalar> held[Mine::EACH];
 
-    __device__ const scalar* row(int first, int i) const {
+    __device__ const cache_scalar* row(int first, int i) const {
         int which = first + Mine::first_row() + Mine::down(i);
         if constexpr (!KeyRows::EVEN) which = min(which, rows - 1);
         return source.at(which) + Mine::first_column() + Mine::across(i);

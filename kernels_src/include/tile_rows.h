@@ -1,5 +1,5 @@
-// Moves keys from memory to LDS through registers, 16 bytes a thread and access: `fetch` starts the loads, `store`
-// writes what they brought. Columns past the head's become zeros.
+// Moves keys from memory to LDS through registers, 8 elements a thread and access: `fetch` starts the loads, `store`
+// writes what they brought, converted if it is stored in fewer bits. Columns past the head's become zeros.
 //
 // In LDS a row is followed by 16 bytes of nothing: so the rows that a wave reads at once lie in different banks.
 #pragma once
@@ -21,21 +21,41 @@ struct OffsetOf<true> {
 };
 using Offset = OffsetOf<WIDE>::type;
 
+template <class T, int N>
+using PartOf = T __attribute__((ext_vector_type(N)));
 template <int N>
-using Part = scalar __attribute__((ext_vector_type(N)));
+using Part = PartOf<scalar, N>;
+template <int N>
+using Stored = PartOf<cache_scalar, N>;
+
+#if defined(CACHE_E4M3)
+template <int N>
+__device__ inline Part<N> widened(Stored<N> codes) {
+    const auto words = __builtin_bit_cast(PartOf<unsigned, N / 4>, codes);
+    Vec<Vec<scalar, 4>, N / 4> x;
+#pragma unroll
+    for (int w = 0; w < N / 4; ++w) x.at[w] = from_e4m3<scalar>(words[w]);
+    return __builtin_bit_cast(Part<N>, x);
+}
+#else
+template <int N>
+__device__ inline Part<N> widened(Stored<N> x) {
+    return x;
+}
+#endif
 
 // Elements column .. column + N - 1 of a row of DIM, zeros from there on; `at` is where the first is.
-template <int DIM, int N>
-__device__ inline Part<N> load_part(const scalar* at, int column) {
+template <int DIM, int N, class T>
+__device__ inline PartOf<T, N> load_part(const T* at, int column) {
     constexpr int MOVED = VECTOR < N ? VECTOR : N;
     if constexpr (MOVED == N) {
-        return column < DIM ? *reinterpret_cast<const Part<N>*>(at) : Part<N>(0);
+        return column < DIM ? *reinterpret_cast<const PartOf<T, N>*>(at) : PartOf<T, N>(0);
     } else {
-        Part<N> x = Part<N>(0);
+        PartOf<T, N> x = PartOf<T, N>(0);
 #pragma unroll
         for (int piece = 0; piece < N; piece += MOVED)
             if (column + piece < DIM) {
-                const Part<MOVED> part = *reinterpret_cast<const Part<MOVED>*>(at + piece);
+                const PartOf<T, MOVED> part = *reinterpret_cast<const PartOf<T, MOVED>*>(at + piece);
 #pragma unroll
                 for (int e = 0; e < MOVED; ++e) x[piece + e] = part[e];
             }
@@ -73,7 +93,7 @@ struct Source {
     // Of row first + step + row, where only `row` is a thread's own, one of OWN (1: of any number). ENDS: it may be
     // past the last.
     template <int N, bool ENDS, int OWN>
-    __device__ Part<N> load(int first, int step, int row, int column) const {
+    __device__ Stored<N> load(int first, int step, int row, int column) const {
 #if defined(__GFX9__)
         if constexpr (CHECKED) return load_checked<N>(first, step + row, column);
 #endif
@@ -83,36 +103,38 @@ struct Source {
         const i64 stride = from.stride;
         const char* tile = reinterpret_cast<const char*>(from.common_at(first + step));
         const Offset offset = static_cast<Offset>(row) * static_cast<Offset>(stride) + static_cast<Offset>(column);
-        const Offset bytes = own_offset(offset * static_cast<Offset>(sizeof(scalar)), first);
-        return load_part<DIM, N>(reinterpret_cast<const scalar*>(tile + bytes), DIM == COLUMNS ? 0 : column);
+        const Offset bytes = own_offset(offset * static_cast<Offset>(sizeof(cache_scalar)), first);
+        return load_part<DIM, N>(reinterpret_cast<const cache_scalar*>(tile + bytes), DIM == COLUMNS ? 0 : column);
     }
 
 private:
 #if defined(__GFX9__)
     template <int N>
-    __device__ Part<N> load_checked(int first, int row, int column) const {
-        constexpr int MOVED = VECTOR < N ? VECTOR : N, FORMAT = 0x00020000;
+    __device__ Stored<N> load_checked(int first, int row, int column) const {
+        constexpr int MOVED = VECTOR < N ? VECTOR : N, BYTES = MOVED * sizeof(cache_scalar), FORMAT = 0x00020000;
         constexpr unsigned OUTSIDE = 0x80000000;
-        const unsigned pitch = static_cast<unsigned>(from.stride) * sizeof(scalar);
-        const unsigned bytes = (min(rows - first, BLOCK_N) - 1) * pitch + DIM * sizeof(scalar);
+        const unsigned pitch = static_cast<unsigned>(from.stride) * sizeof(cache_scalar);
+        const unsigned bytes = (min(rows - first, BLOCK_N) - 1) * pitch + DIM * sizeof(cache_scalar);
         const auto tile =
-            __builtin_amdgcn_make_buffer_rsrc(const_cast<scalar*>(from.at(first)), 0, bytes, FORMAT);
-        const unsigned offset = column < DIM ? row * pitch + column * sizeof(scalar) : OUTSIDE;
-        Part<N> x;
+            __builtin_amdgcn_make_buffer_rsrc(const_cast<cache_scalar*>(from.at(first)), 0, bytes, FORMAT);
+        const unsigned offset = column < DIM ? row * pitch + column * sizeof(cache_scalar) : OUTSIDE;
+        Stored<N> x;
 #pragma unroll
         for (int piece = 0; piece < N; piece += MOVED) {
-            const unsigned at = offset + piece * sizeof(scalar);
-            Part<MOVED> part;
-            if constexpr (MOVED == 8)
-                part = __builtin_bit_cast(Part<8>, __builtin_amdgcn_raw_buffer_load_b128(tile, at, 0, 0));
-            else if constexpr (MOVED == 4)
-                part = __builtin_bit_cast(Part<4>, __builtin_amdgcn_raw_buffer_load_b64(tile, at, 0, 0));
-            else if constexpr (MOVED == 2)
-                part = __builtin_bit_cast(Part<2>, __builtin_amdgcn_raw_buffer_load_b32(tile, at, 0, 0));
+            const unsigned at = offset + piece * sizeof(cache_scalar);
+            Stored<MOVED> part;
+            if constexpr (BYTES == 16)
+                part = __builtin_bit_cast(Stored<MOVED>, __builtin_amdgcn_raw_buffer_load_b128(tile, at, 0, 0));
+            else if constexpr (BYTES == 8)
+                part = __builtin_bit_cast(Stored<MOVED>, __builtin_amdgcn_raw_buffer_load_b64(tile, at, 0, 0));
+            else if constexpr (BYTES == 4)
+                part = __builtin_bit_cast(Stored<MOVED>, __builtin_amdgcn_raw_buffer_load_b32(tile, at, 0, 0));
+            else if constexpr (BYTES == 2)
+                part = __builtin_bit_cast(Stored<MOVED>, __builtin_amdgcn_raw_buffer_load_b16(tile, at, 0, 0));
             else
-                part[0] = __builtin_bit_cast(scalar, __builtin_amdgcn_raw_buffer_load_b16(tile, at, 0, 0));
+                part[0] = __builtin_amdgcn_raw_buffer_load_b8(tile, at, 0, 0);
             // The next row follows this one.
-            if (DIM % N != 0 && column + piece >= DIM) part = Part<MOVED>(0);
+            if (DIM % N != 0 && column + piece >= DIM) part = Stored<MOVED>(0);
 #pragma unroll
             for (int e = 0; e < MOVED; ++e) x[piece + e] = part[e];
         }
@@ -158,7 +180,7 @@ struct RowTile {
     __device__ void store(int) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
-            if (mine(i)) *reinterpret_cast<Eight*>(lds + Order::place(row(i)) * ROW + column(i)) = held[i];
+            if (mine(i)) *reinterpret_cast<Eight*>(lds + Order::place(row(i)) * ROW + column(i)) = widened<8>(held[i]);
     }
     __device__ void arrive() const {}
 
@@ -170,7 +192,7 @@ private:
     static constexpr int PIECES = COLUMNS / 8, ALL = BLOCK_N * PIECES, EACH = (ALL + THREADS - 1) / THREADS;
     Source<DIM, COLUMNS> source;
     scalar* lds;
-    Eight held[EACH];
+    Stored<8> held[EACH];
 
     // Where a thread's pieces lie in one column, that is known without division.
     static constexpr bool ALIGNED = THREADS % PIECES == 0;
@@ -210,10 +232,13 @@ struct ColumnTile {
         for (int i = 0; i < EACH; ++i) {
             if (!mine(i)) continue;
             scalar* at = lds + place(quad(i)) * 4;
+            Part<WIDTH> row[4];
+#pragma unroll
+            for (int key = 0; key < 4; ++key) row[key] = widened<WIDTH>(held[i][key]);
 #pragma unroll
             for (int e = 0; e < WIDTH; ++e)
                 *reinterpret_cast<Pair*>(at + Order::place(column(i) + e) * ROW) =
-                    Pair{both(held[i][0], held[i][1], e), both(held[i][2], held[i][3], e)};
+                    Pair{both(row[0], row[1], e), both(row[2], row[3], e)};
         }
     }
     __device__ void arrive() const {}
@@ -229,7 +254,7 @@ private:
     static_assert(THREADS % QUADS == 0, "a thread's pieces lie in the same rows");
     Source<DIM, COLUMNS> source;
     scalar* lds;
-    Part<WIDTH> held[EACH][4];
+    Stored<WIDTH> held[EACH][4];
 
     template <bool ENDS>
     __device__ void fetch_rows(int first) {

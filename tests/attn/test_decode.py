@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import hipattn
-from hipattn import ArgumentError, DeviceTensor, Graph, PagedKVCache, Stream, attention_decode
+from hipattn import ArgumentError, DeviceTensor, Graph, KVCache, PagedKVCache, Stream, attention_decode
+from hipattn.kernels import float8
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.decode import Caches, check_decode, decode
@@ -19,7 +20,7 @@ from tests.helpers.inputs import poisoned, upload
 from tests.helpers.mismatch import assert_close
 from tests.helpers.padded import same_bits
 from tests.helpers.pairwise import pairwise
-from tests.helpers.tolerance import DTYPES
+from tests.helpers.tolerance import BFLOAT16, DTYPES
 
 # Heads of queries and of keys, queries of a sequence, and more of what is decided when a kernel is compiled.
 SHAPES = pairwise(
@@ -135,9 +136,76 @@ def test_results_of_parts(stream: Stream, dims: tuple[int, int], dtype: np.dtype
 
 
 def test_long_sequences(stream: Stream) -> None:
-    caches = Caches.random((5000, 1030), 1, (4, 1), (64, 64))
+    caches = Caches.random((131072, 1030), 1, (4, 1), (16, 16))
     check_decode(stream, caches)
     check_decode(stream, caches.paged(16))
+
+
+@pytest.mark.skipif(bindings.platform().simulated, reason="takes long on a simulated device")
+@pytest.mark.parametrize("page_size", [None, 1, 128])
+def test_long_sequences_of_large_heads(stream: Stream, page_size: int | None) -> None:
+    caches = Caches.random((131072, 70001), 1, (8, 2), (128, 128))
+    caches = caches if page_size is None else caches.paged(page_size)
+    check_decode(stream, caches)
+    check_decode(stream, caches.in_float8(float8.e4m3(stream.device.arch)))
+
+
+FLOAT8_SHAPES = pairwise(
+    {
+        "dims": [(64, 64), (128, 128), (7, 256)],
+        "heads": [(2, 2), (8, 2), (7, 1)],
+        "seq_q": [1, 5],
+        "dtype": DTYPES,
+        "page_size": [None, 1, 16],
+        "num_splits": [1, 3],
+        "lengths": [(0, 1, 15, 17), (130, 64, 0, 33)],
+    }
+)
+
+
+@pytest.mark.parametrize("shape", FLOAT8_SHAPES, ids=lambda shape: "-".join(str(x) for x in shape.values()))
+def test_float8(stream: Stream, shape: dict[str, Any]) -> None:
+    caches = Caches.random(shape["lengths"], shape["seq_q"], shape["heads"], shape["dims"], shape["dtype"])
+    caches = caches if shape["page_size"] is None else caches.paged(shape["page_size"])
+    check_decode(stream, caches.in_float8(float8.e4m3(stream.device.arch)), num_splits=shape["num_splits"])
+
+
+def test_float8_with_options(stream: Stream) -> None:
+    """Scores that are changed before the softmax are those of the keys that the bits stand for."""
+    caches = Caches.random(LENGTHS, 5).paged(16).in_float8(float8.e4m3(stream.device.arch))
+    for names in (("softcap", "alibi of batch", "sinks"), ("left", "bias", "score_mod", "negative scale")):
+        options: dict[str, Any] = {"causal": False}
+        for name in names:
+            options |= FEATURES[name](sizes(caches))
+        check_decode(stream, caches, **options, num_splits=3)
+
+
+@pytest.mark.parametrize("dim", [8, 3], ids=["at once", "one by one"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_number_of_float8(stream: Stream, dtype: np.dtype[Any], dim: int) -> None:
+    """Of one key: its score is the LSE, and its value the output."""
+    kind = float8.e4m3(stream.device.arch)
+    codes = np.arange(256, dtype=np.uint8)
+    numbers = codes.view(kind).astype(np.float32)
+    nan = np.isnan(numbers)
+    q, k = np.zeros((256, 1, 1, dim), dtype), np.zeros((256, 1, 1, dim), np.uint8)
+    q[..., 1], k[:, 0, 0, 1] = 1, codes
+    v = np.tile(codes, (256, 1))[:, None, None, : 256 if dim == 8 else 255]
+    scales = np.array([0.5], np.float32), np.array([1], np.float32)
+    caches = Caches(q, k, v, np.ones(256, np.int32), scales=scales, float8=kind)
+    out, lse = decode(stream, caches, scale=1.0, num_splits=1)
+    assert_close(lse[:, 0, 0], numbers / 2, rtol=2e-6, atol=1e-7)
+    expected = np.where(nan[:, None], np.nan, numbers[: v.shape[3]])
+    assert_close(out[:, 0, 0], expected, rtol=2e-7, atol=0)
+
+
+def test_what_is_no_number_in_float8_stays_where_it_is_seen(stream: Stream) -> None:
+    caches = Caches.random((100, 90), 4)
+    caches.v[1, 89, 1, 5] = np.nan  # for the last query
+    for each in (caches, caches.paged(8)):
+        out, lse = decode(stream, each.in_float8(float8.e4m3(stream.device.arch)), num_splits=2)
+        assert np.argwhere(np.isnan(out)).tolist() == [[1, 3, 2, 5], [1, 3, 3, 5]]
+        assert np.isfinite(lse).all()
 
 
 @pytest.mark.parametrize("seq_q", [1, 3])
@@ -229,6 +297,17 @@ def test_tensors_on_the_device_are_used_in_place(stream: Stream) -> None:
     assert not [name for name, _ in calls if "Memcpy" in name or "Synchronize" in name]
 
 
+def test_the_reference_takes_float8(stream: Stream) -> None:
+    caches = Caches.random(LENGTHS, 3).paged(16).in_float8(float8.e4m3(stream.device.arch))
+    assert caches.scales is not None
+    expected = caches.reference(causal=True).astype(np.float16)
+    scales = dict(zip(("k_scales", "v_scales"), caches.scales, strict=True))
+    for arrays in ((caches.q, caches.k, caches.v), upload(stream, caches.q, caches.k, caches.v)):
+        options = {"block_table": caches.table, "stream": stream} | scales
+        out = attention_decode(*arrays, caches.lengths, method="reference", **options)
+        assert same_bits(out.numpy() if isinstance(out, DeviceTensor) else out, expected)
+
+
 @pytest.mark.parametrize("paged", [False, True])
 def test_the_reference_takes_all(stream: Stream, paged: bool) -> None:
     caches = Caches.random(LENGTHS, 3)
@@ -267,6 +346,83 @@ def test_sequences_of_a_paged_cache(stream: Stream) -> None:
         assert_close(out[b], expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3", "bfloat16"])
+def test_a_paged_cache_as_it_is(stream: Stream, dtype: str) -> None:
+    """Its sequences in an order of the caller's, with no copy of what they hold."""
+    rng = np.random.default_rng(0)
+    scales = {"k_scales": [[1, 1], [0.02, 0.01]], "v_scales": [[1, 1], [0.03, 0.02]]} if "8" in dtype else {}
+    with PagedKVCache(2, 30, 8, 2, 40, value_dim=24, dtype=dtype, stream=stream, **scales) as cache:  # type: ignore[arg-type]
+        poison = 0x80 if cache.dtype == float8.E4M3_FNUZ else 0x7F
+        for pool in (cache.keys(1), cache.values(1)):
+            pool.copy_from(np.full(pool.shape, poison if "8" in dtype else np.nan), stream=stream)
+        all_of = {cache.new(): tokens for tokens in (33, 5, 64)}
+        for sequence, tokens in all_of.items():
+            new = (rng.standard_normal((1, tokens, 2, dim)).astype(BFLOAT16) for dim in (40, 24))
+            cache.extend([sequence], tokens, stream=stream)
+            cache.append(1, [sequence], *upload(stream, *new), stream=stream)
+        chosen = list(all_of)[::-2]
+        q = rng.standard_normal((3, 2, 4, 40)).astype(BFLOAT16)
+        held = Caches(q[:2], cache.keys(1).numpy(), cache.values(1).numpy(), cache.lengths(chosen).numpy())
+        held = replace(held, table=cache.block_table(chosen).numpy())
+        if "8" in dtype:
+            k_scales, v_scales = cache.scales(1) or ()
+            held = replace(held, scales=(k_scales.numpy(), v_scales.numpy()), float8=cache.dtype)
+        expected = held.reference(causal=True)
+        assert held.lengths.tolist() == [64, 33]
+        with bindings.record() as calls:
+            out = attention_decode(upload(stream, q[:2])[0], cache, layer=1, sequences=chosen, stream=stream).numpy()
+        assert len([name for name, _ in calls if "Memcpy" in name]) == 2  # q there, and the result back
+        assert_close(out, expected, atol=2.0**-7)
+        every = attention_decode(q, cache, layer=1)  # from the host, and all sequences
+        assert_close(every[::-2], attention_decode(q[::-2], cache, layer=1, sequences=chosen), atol=0)
+        on_host = attention_decode(q[:2], cache, layer=1, sequences=chosen, method="reference")
+        assert_close(on_host, expected, atol=2.0**-8)
+
+
+def test_a_cache_in_one_piece_as_it_is(stream: Stream) -> None:
+    q, k, v = (np.random.default_rng(n).standard_normal((2, 20, 4 >> (n > 0), 24)) for n in range(3))
+    q, k, v = (x.astype(np.float16) for x in (q[:, :3], k, v))
+    with KVCache(2, 2, 50, 2, 24, dtype=np.float16, stream=stream) as cache:
+        assert not attention_decode(q, cache).any()  # of no key
+        cache.append(1, *upload(stream, k, v), stream=stream)
+        out = attention_decode(upload(stream, q)[0], cache, layer=1, stream=stream)
+    assert_close(out.numpy(), hipattn.attn.reference.attention(q, k, v, causal=True), atol=2e-3)
+
+
+def test_caches_that_do_not_fit(stream: Stream) -> None:
+    q = upload(stream, np.zeros((2, 1, 4, 24), np.float16))[0]
+    sizes: dict[str, Any] = {"dtype": np.float16, "stream": stream}
+    with KVCache(2, 2, 50, 2, 24, **sizes) as whole, PagedKVCache(2, 9, 8, 2, 24, **sizes) as paged:
+        first = paged.new()
+        both = [first, paged.new()]
+        cases: dict[str, tuple[Any, dict[str, Any]]] = {
+            "v is given, and k is a KVCache": (whole, {"v": q}),
+            "lengths is given, and k is a PagedKVCache": (paged, {"lengths": [1, 1]}),
+            "k_scales is given, and k is a PagedKVCache": (paged, {"k_scales": [1, 1]}),
+            "sequences is given, and k is a KVCache": (whole, {"sequences": both}),
+            "sequences is given, and k is DeviceTensor; only": (q, {"v": q, "sequences": both}),
+            "layer is given, and k is DeviceTensor; only": (q, {"v": q, "layer": 0}),
+            "v is None, and k is DeviceTensor": (q, {}),
+            r"sequences are 1; q has shape \(2, 1, 4, 24\), a batch of 2": (paged, {"sequences": [first]}),
+            "sequence is 7, which was never made": (paged, {"sequences": [first, 7]}),
+            "layer is 2; the cache has layers 0 to 1": (paged, {"sequences": both, "layer": 2}),
+        }
+        for message, (k, options) in cases.items():
+            with pytest.raises(ArgumentError, match=message):
+                attention_decode(q, k, **options, stream=stream)
+        with pytest.raises(ArgumentError, match="k is float16; q is float32"):
+            attention_decode(np.zeros((2, 1, 4, 24), np.float32), paged, sequences=both)
+        with pytest.raises(ArgumentError, match="k has shape"):
+            attention_decode(np.zeros((2, 1, 4, 25), np.float16), paged, sequences=both)
+        with pytest.raises(ArgumentError, match="3 heads of 24"):
+            attention_decode(np.zeros((2, 1, 3, 24), np.float16), paged, sequences=both)
+        paged.free(first)
+        with pytest.raises(ArgumentError, match="sequence is 0, which was freed"):
+            attention_decode(q, paged, sequences=both)
+    with pytest.raises(hipattn.ClosedError, match="closed"):
+        attention_decode(q, paged, sequences=both)
+
+
 def test_a_sequence_is_attention_of_its_keys() -> None:
     """The reference's own property."""
     caches = Caches.random((33, 20), 3, dtype=np.float32)
@@ -288,6 +444,9 @@ def bad_arguments() -> dict[str, tuple[bool, dict[str, Any], str]]:
     table = np.where(pages.table < 0, 0, pages.table)
     outside, before = table.copy(), table.copy()
     outside[3, 8], before[0, 0] = len(pages.k), -1
+    codes = {"k": k.view(np.uint8)[..., :40], "v": v.view(np.uint8)[..., :24]}
+    scaled: dict[str, Any] = codes | {"k_scales": [1, 1], "v_scales": [1, 1]}
+    page_codes = scaled | {"k": pages.k.view(np.uint8)[..., :40], "v": pages.v.view(np.uint8)[..., :24]}
     return {
         "rank": (False, {"q": q[0]}, r"q has shape \(2, 4, 40\); it takes 4 dimensions"),
         "queries": (False, {"q": np.repeat(q, 33, 1)}, r"q has shape \(4, 66, 4, 40\); decoding takes 1 to 64 queries"),
@@ -320,6 +479,14 @@ def bad_arguments() -> dict[str, tuple[bool, dict[str, Any], str]]:
         "staged": (False, {"method": "staged"}, "method is 'staged'; decoding takes"),
         "stream": (False, {"stream": 0}, "stream is int"),
         "out": (False, {"out": q}, r"out is float16 \(4, 2, 4, 40\); it takes float16 \(4, 2, 4, 24\)"),
+        "no scales": (False, codes, r"k is uint8, which stands for e4m3: it takes k_scales and v_scales"),
+        "one scale": (False, codes | {"v_scales": [1, 1]}, "k is uint8, .* it takes k_scales and v_scales"),
+        "scales of floats": (False, {"k_scales": [1, 1], "v_scales": [1, 1]}, "k_scales is given; k is float16"),
+        "keys alone": (False, scaled | {"v": v}, "k_scales is given; v is float16, and only uint8"),
+        "some scales": (True, page_codes | {"k_scales": [1]}, r"k_scales has shape \(1,\); .* a head: \(2,\)"),
+        "no positive scale": (False, scaled | {"v_scales": [1, 0]}, "v_scales is .* it takes positive, finite numbers"),
+        "words for scales": (False, scaled | {"v_scales": ["a", "b"]}, "v_scales is .* an array of real numbers"),
+        "q of bytes": (False, {"q": np.zeros(q.shape, np.uint8)}, "q.* is uint8; accepted: float32"),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,10 @@ class Caches:
     lengths : ndarray of int32
     table : ndarray of int32 or None
         Pages in no order; numbers of no page past each sequence's last.
+    scales : two ndarrays of float32, or None
+        Of k and v in e4m3; these hold the bits then.
+    float8 : numpy.dtype or None
+        Which e4m3.
     """
 
     q: Array
@@ -39,6 +43,8 @@ class Caches:
     v: Array
     lengths: Array
     table: Array | None = None
+    scales: tuple[Array, Array] | None = None
+    float8: np.dtype[Any] | None = None
 
     @classmethod
     def random(
@@ -75,12 +81,22 @@ class Caches:
         used = np.arange(pages) * page_size < self.lengths[:, None]
         return Caches(self.q, *pools, self.lengths, np.where(used, order, -(10**6)).astype(np.int32))
 
+    def in_float8(self, float8: np.dtype[Any]) -> Caches:
+        """Return the same keys and values, rounded to e4m3 with a scale a head."""
+        steps = np.arange(self.k.shape[2], dtype=np.float32)
+        scales = 0.013 + 0.007 * steps, 0.02 * 0.9**steps
+        stored = [
+            (x.astype(np.float32) / scale[:, None]).clip(-240, 240).astype(float8).view(np.uint8)
+            for x, scale in zip((self.k, self.v), scales, strict=True)
+        ]
+        return replace(self, k=stored[0], v=stored[1], scales=scales, float8=float8)
+
     def sequence(self, b: int) -> Caches:
         """Return one sequence, alone."""
         one = slice(b, b + 1)
         if self.table is None:
-            return Caches(self.q[one], self.k[one], self.v[one], self.lengths[one])
-        return Caches(self.q[one], self.k, self.v, self.lengths[one], self.table[one])
+            return replace(self, q=self.q[one], k=self.k[one], v=self.v[one], lengths=self.lengths[one])
+        return replace(self, q=self.q[one], lengths=self.lengths[one], table=self.table[one])
 
     @property
     def capacity(self) -> int:
@@ -88,14 +104,19 @@ class Caches:
 
     def reference(self, **options: Any) -> Any:
         """Return what `hipattn.attn.reference.attention_decode` gives."""
-        return reference.attention_decode(self.q, self.k, self.v, self.lengths, block_table=self.table, **options)
+        k, v = self.k, self.v
+        if self.scales is not None:
+            pairs = zip((k, v), self.scales, strict=True)
+            k, v = (x.view(self.float8).astype(np.float64) * scale[:, None] for x, scale in pairs)
+        return reference.attention_decode(self.q, k, v, self.lengths, block_table=self.table, **options)
 
 
 def decode(stream: Stream, caches: Caches, **options: Any) -> tuple[Array, Array]:
     """Compute attention and its LSE with the fused kernel, all of it on the device, into a guarded output."""
     heads_kv, (_, seq_q, heads, head_dim) = caches.k.shape[2], caches.q.shape
     value_dim = caches.v.shape[3]
-    refused = flash_decode.supports(stream.device, caches.q.dtype, head_dim, value_dim, seq_q * heads // heads_kv)
+    sizes = head_dim, value_dim, seq_q * heads // heads_kv
+    refused = flash_decode.supports(stream.device, caches.q.dtype, *sizes, caches.float8 is not None)
     if refused:
         pytest.skip(refused)
     tensors = upload(stream, caches.q, caches.k, caches.v)
@@ -103,6 +124,8 @@ def decode(stream: Stream, caches: Caches, **options: Any) -> tuple[Array, Array
         name: DeviceTensor.from_numpy(value, stream=stream) if isinstance(value, np.ndarray) else value
         for name, value in ({"lengths": caches.lengths, "block_table": caches.table} | options).items()
     }
+    if caches.scales is not None:
+        beside |= zip(("k_scales", "v_scales"), upload(stream, *caches.scales), strict=True)
     out = Framed(stream, (*caches.q.shape[:3], value_dim), caches.q.dtype)
     before = fallback.counts.total()
     given, lse = attention_decode(*tensors, **beside, out=out.tensor, return_lse=True, method="flash", stream=stream)

@@ -194,7 +194,8 @@ def some_features(draw: st.DrawFn, dtype: str, params: str, varlen: bool) -> Fea
 def decodes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype, group, queries = draw(dtypes), draw(st.sampled_from([1, 4, 7, 16])), draw(st.sampled_from([1, 5, 64]))
     dims = draw(st.sampled_from([(16, 16), (40, 24), (64, 64), (96, 96), (128, 128), (192, 128), (256, 256)]))
-    tiles = choose_decode(arch, dtype, *dims, group * queries)
+    float8 = draw(st.booleans())
+    tiles = choose_decode(arch, dtype, *dims, group * queries, float8)
     assume(tiles is not None)
     features = draw(some_features(dtype, "FlashDecodeParams", False))
     page_size = draw(st.sampled_from([None, 1, 7, 16, 256]))
@@ -208,6 +209,7 @@ def decodes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
         split=draw(st.booleans()),
         lengths=draw(st.booleans()),
         page_size=page_size,
+        float8=float8,
         wide=page_size is None and arch != "gfx90a" and draw(st.booleans()),
     )
 

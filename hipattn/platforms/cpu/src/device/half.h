@@ -129,6 +129,31 @@ SIM_FN sim_fp16x2 __builtin_amdgcn_cvt_pkrtz(float a, float b) {
     return sim_bits<sim_fp16x2>(sim_half2{sim_half_rtz(a), sim_half_rtz(b)});
 }
 
+// Two numbers of e4m3, the low or the high ones of four: FNUZ (bias 8, NaN 0x80) on gfx942, elsewhere the OCP's.
+typedef float sim_floats2 __attribute__((ext_vector_type(2)));
+#if defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1201__)
+SIM_FN float sim_from_e4m3(unsigned code) {
+#ifdef __gfx942__
+    const int bias = 8;
+    const bool nan = code == 0x80;
+#else
+    const int bias = 7;
+    const bool nan = (code & 0x7f) == 0x7f;
+#endif
+    if (nan) return __builtin_nanf("");
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const int steps = exponent ? 8 + mantissa : mantissa;
+    const float size = steps * sim_bits<float>((unsigned)(127 - bias - 3 + (exponent ? exponent : 1)) << 23);
+    return code & 0x80 ? -size : size;
+}
+SIM_FN sim_floats2 __builtin_amdgcn_cvt_pk_f32_fp8(int codes, bool high) {
+    const unsigned two = (unsigned)codes >> (high ? 16 : 0);
+    return sim_floats2{sim_from_e4m3(two & 0xff), sim_from_e4m3(two >> 8 & 0xff)};
+}
+#else
+SIM_NEEDS(sim_floats2, __builtin_amdgcn_cvt_pk_f32_fp8, "fp8-conversion-insts")
+#endif
+
 struct hip_bfloat16 {
     unsigned short data;
     enum truncate_t { truncate };
