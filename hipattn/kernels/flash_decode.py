@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MAX_SPLITS = 256  # one wave makes a result of all parts of a row
+_ON_THE_WAY = 56 << 10  # bytes from memory to a compute unit at once, that its share of the bandwidth takes
 
 
 class FlashDecodeParams(Arguments):
@@ -409,19 +410,21 @@ def best_splits(
     tiles = choose_decode(device.arch, dtype.name, head_dim, value_dim, rows, float8)
     assert tiles is not None
     blocks, keys = batch * heads_kv * -(-rows // tiles.block_m), _visible(capacity, seq_q, formula)
-    return _splits(device.compute_units, tiles, blocks, min(rows, tiles.wave_rows), keys)
+    key_bytes = (head_dim + value_dim) * (1 if float8 else dtype.itemsize)
+    return _splits(device.compute_units, blocks, min(rows, tiles.wave_rows), keys, tiles.block_n, key_bytes)
 
 
-def _splits(units: int, tiles: Tiles, blocks: int, rows: int, keys: int) -> int:
-    """Return among how many blocks to split `keys`, for the least time by a simple count, in tiles of a compute unit.
+def _splits(units: int, blocks: int, rows: int, keys: int, block_n: int, key_bytes: int) -> int:
+    """Return among how many blocks to split `keys`, for the least time by a simple count.
 
-    The unit with the most blocks is the last to end. A single block waits for memory a third of its time. A block costs
-    two tiles to start, and making one result of `rows` rows as much for eight parts of each four rows as one tile.
+    The unit of time is what a compute unit's share of the memory's bandwidth takes for a tile. A block has a tile on
+    its way, so that fewer blocks than `_ON_THE_WAY` leave some of the bandwidth. A block costs two tiles to start; and
+    to make one result of `rows` rows takes as long as a tile for each four of them and eight parts.
     """
-    count = max(1, -(-keys // tiles.block_n))
+    count, enough = max(1, -(-keys // block_n)), _ON_THE_WAY / (block_n * key_bytes)
 
     def time(splits: int) -> float:
         merging = (1 + splits / 8) * -(-rows // 4) if splits > 1 else 0.0
-        return max(1.5, -(-blocks * splits // units)) * -(-count // splits) + 2 + merging
+        return max(enough, blocks * splits / units) * -(-count // splits) + 2 + merging
 
     return min(range(1, min(count, MAX_SPLITS) + 1), key=time)

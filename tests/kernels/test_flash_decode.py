@@ -35,7 +35,7 @@ def test_the_device_is_busy_whatever_the_batch(chip: Any) -> None:
     assert tiles is not None
     for batch, keys in product((1, 8, 32, 64, 1000), (1, 100, 2048, 131072)):
         blocks = batch * 8
-        splits = flash_decode._splits(chip.compute_units, tiles, blocks, 4, keys)
+        splits = flash_decode._splits(chip.compute_units, blocks, 4, keys, tiles.block_n, 512)
         assert 1 <= splits <= min(256, -(-keys // tiles.block_n))
         if keys == 131072:
             assert blocks * splits >= chip.compute_units

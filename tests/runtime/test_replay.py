@@ -11,6 +11,7 @@ import pytest
 from hipattn import Device, DeviceTensor, HipError, Stream
 from hipattn.kernels import scale
 from hipattn.matmul import matmul
+from hipattn.platforms.cpu import control
 from hipattn.runtime import bindings
 from hipattn.runtime.replay import KEPT, Replay
 
@@ -109,6 +110,19 @@ def test_products_wait_for_those_of_other_streams(stream: Stream, device: Device
         names = [name for name, _ in calls]
         assert names.index("hipStreamWaitEvent") < names.index("hipGraphLaunch")
     assert out.numpy(stream=stream).trace() == 16
+    replay.close()
+
+
+@simulated
+def test_products_of_a_graph_that_has_not_begun_come_first(stream: Stream, device: Device) -> None:
+    """The simulator knows which was launched first, though the other stream's product is queued before it begins."""
+    a = DeviceTensor.from_numpy(np.eye(4, dtype=np.float32), stream=stream)
+    out, replay = DeviceTensor.empty((4, 4), stream=stream), Replay(stream)
+    with Stream(device) as other, control.delayed_streams(3000):
+        for _ in range(8):
+            replay.run("key", lambda: matmul(a, a, out, stream=stream))
+            matmul(a, a, DeviceTensor.empty((4, 4), stream=other), stream=other)
+    assert out.numpy(stream=stream).trace() == 4
     replay.close()
 
 

@@ -63,7 +63,8 @@ def sim() -> Iterator[Simulator]:
     before = control.live_allocations()
     yield simulator
     simulator.clear_fault()
-    assert control.live_allocations() == before, "the test leaked memory"
+    # Fewer, where what an earlier test let go of was freed during this one.
+    assert control.live_allocations() <= before, "the test leaked memory"
 
 
 @pytest.fixture

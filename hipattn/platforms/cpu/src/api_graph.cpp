@@ -62,9 +62,10 @@ EXPORT hipError_t hipGraphExecDestroy(Handle handle) {
 
 // For the platform's other libraries.
 
-EXPORT bool sim_capture_keep(Handle handle, void* data, void (*release)(void*)) {
+EXPORT bool sim_capture_keep(Handle handle, void* data, void (*launched)(void*), void (*done)(void*),
+                             void (*release)(void*)) {
     Stream* stream = stream_of(handle);
     Graph* graph = stream ? stream_capture(stream) : nullptr;
-    if (graph) graph_keep(graph, data, release);
+    if (graph) graph_keep(graph, {data, launched, done, release});
     return graph;
 }

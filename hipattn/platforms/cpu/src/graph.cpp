@@ -2,11 +2,6 @@
 
 #include "api.h"
 
-struct Kept {
-    void* data;
-    void (*release)(void*);
-};
-
 struct Graph {
     Array<Operation*> operations;
     Array<Kept> kept;
@@ -66,7 +61,7 @@ bool refuses_capture(Stream* stream) {
 }
 
 void graph_add(Graph* graph, Operation* op) { graph->operations.push(op); }
-void graph_keep(Graph* graph, void* data, void (*release)(void*)) { graph->kept.push({data, release}); }
+void graph_keep(Graph* graph, const Kept& kept) { graph->kept.push(kept); }
 
 Graph* graph_of(void* handle) {
     Lock lock(mutex);
@@ -113,8 +108,10 @@ hipError_t graph_launch(GraphExec* exec, Stream* stream) {
         Graph* graph = static_cast<GraphOperation*>(self)->graph;
         for (Operation* each : graph->operations)
             if (!fault_of(graph->device)) each->run(each);
+        for (Kept& kept : graph->kept) kept.done(kept.data);
         drop(graph);
     };
+    for (Kept& kept : exec->graph->kept) kept.launched(kept.data);
     stream_submit(stream, op);
     return hipSuccess;
 }

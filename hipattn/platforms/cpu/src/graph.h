@@ -5,12 +5,20 @@
 
 struct GraphExec;
 
+struct Kept {
+    void* data;
+    void (*launched)(void*);
+    void (*done)(void*);
+    void (*release)(void*);
+};
+
 bool graph_begin(Stream*);
 // What the stream captured; null when it captured nothing that can be launched, or does not capture.
 Graph* graph_end(Stream*, hipError_t* status);
 void graph_add(Graph*, Operation*);
-// Memory that the graph's operations use, given back with `release` when nothing can launch them any more.
-void graph_keep(Graph*, void* data, void (*release)(void*));
+// Something that the graph's operations use: it hears of each launch, and when that is done, and is given back when
+// nothing can launch them any more.
+void graph_keep(Graph*, const Kept&);
 
 Graph* graph_of(void* handle);
 void graph_destroy(Graph*);

@@ -9,7 +9,7 @@
 
 typedef void* hipStream;
 extern "C" {
-bool sim_capture_keep(hipStream, void* data, void (*release)(void*));
+bool sim_capture_keep(hipStream, void* data, void (*launched)(void*), void (*done)(void*), void (*release)(void*));
 hipError_t hipLaunchHostFunc(hipStream, void (*)(void*), void*);
 hipError_t hipStreamAddCallback(hipStream, void (*)(hipStream, hipError_t, void*), void*, unsigned);
 hipError_t hipMemGetAddressRange(void** base, size_t* size, void* pointer);
@@ -217,6 +217,12 @@ void hold(Workspace* w) {
     ++w->captured;
 }
 
+// A product of a graph is pending from each launch of the graph until that is done.
+void dequeue(Product* p) {
+    Lock lock(workspaces);
+    p->workspace->pending.remove_item(p);
+}
+
 void free_captured(Product* p) {
     Lock lock(workspaces);
     --p->workspace->captured;
@@ -258,13 +264,6 @@ void run(hipStream stream, Product& p) {
     }
 }
 
-// A product of a graph, at each launch: no other one of its handle is under way then.
-void run_captured(Product& p) {
-    enqueue(&p);
-    run(p.stream, p);
-    Lock lock(workspaces);
-    p.workspace->pending.remove_item(&p);
-}
 
 bool known(Type type) { return type == F32 || type == F16 || type == BF16; }
 bool known(Transpose t) { return t == NONE || t == TRANSPOSED || t == CONJUGATED; }
@@ -334,9 +333,16 @@ EXPORT hipblasStatus hipblasGemmStridedBatchedEx(Handle* handle, Transpose ta, T
 
     auto queued = make<Product>();
     *queued = p;
-    if (sim_capture_keep(handle->stream, queued, [](void* product) { free_captured(static_cast<Product*>(product)); })) {
+    bool capturing = sim_capture_keep(
+        handle->stream, queued, [](void* product) { enqueue(static_cast<Product*>(product)); },
+        [](void* product) { dequeue(static_cast<Product*>(product)); },
+        [](void* product) { free_captured(static_cast<Product*>(product)); });
+    if (capturing) {
         hold(p.workspace);
-        auto again = [](void* product) { run_captured(*static_cast<Product*>(product)); };
+        auto again = [](void* product) {
+            Product& p = *static_cast<Product*>(product);
+            run(p.stream, p);
+        };
         bool captured = hipLaunchHostFunc(handle->stream, again, queued) == hipSuccess;
         return captured ? HIPBLAS_STATUS_SUCCESS : HIPBLAS_STATUS_INTERNAL_ERROR;
     }
