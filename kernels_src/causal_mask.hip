@@ -13,10 +13,11 @@ extern "C" __global__ __launch_bounds__(BLOCK) void causal_mask_kernel(const Cau
     for (int e = 0; e < VECTOR; ++e) hidden[e] = -INF;
 
     const Share share = share_rows(p.row_shift, p.blocks_per_row);
-    for (i64 row = share.row; row < p.rows; row += share.row_step) {
+    const i64 query_step = share.row_step % p.seq_q;  // once: a remainder takes longer than writing a row
+    i64 query = share.row % p.seq_q;
+    for (i64 row = share.row; row < p.rows; row += share.row_step, query += query_step) {
+        if (query >= p.seq_q) query -= p.seq_q;
         scalar* scores = static_cast<scalar*>(p.scores) + row * p.stride;
-        // A remainder of 64 bits takes longer than writing the row.
-        const i64 query = p.rows >> 32 ? row % p.seq_q : static_cast<unsigned>(row) % static_cast<unsigned>(p.seq_q);
         const i64 after = query + p.seq_k - p.seq_q + 1;
         const i64 first = after > 0 ? after : 0;
         const i64 aligned = first - first % VECTOR;

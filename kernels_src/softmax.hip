@@ -8,7 +8,7 @@
 // GROUP threads take a row: part of a wave, a wave, or the block, whose waves meet in LDS. A row of at most
 // GROUP * HELD elements is read once and stays in registers. A longer one (HELD = 0) is read twice: first for
 // its maximum and sum together, the sum rescaled as the maximum grows; then to be written. No row has to fit in
-// LDS.
+// LDS, but few enough are begun for the second reading to find them in the chip's cache.
 //
 // Bound by memory: one read (or two) and one write, VECTOR elements an access.
 #include "types.h"
@@ -99,13 +99,28 @@ __device__ inline Sum softmax_held(const Row& row, float* scratch) {
     return sum;
 }
 
-__device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
-    const i64 first = row.thread * VECTOR;
-    constexpr int STEP = GROUP * VECTOR;
-    float x[VECTOR];
-    float highest = -INF, total = 0.0f;
-    for (i64 column = first; column < row.columns; column += STEP) {
+// The thread's vectors of a row, AT_ONCE of them on their way from memory together, each given to `take` with its column.
+template <class Take>
+__device__ inline void stream(const Row& row, Take take) {
+    constexpr int STEP = GROUP * VECTOR, AT_ONCE = 4;
+    i64 column = row.thread * VECTOR;
+    for (; column + (AT_ONCE - 1) * STEP + VECTOR <= row.columns; column += AT_ONCE * STEP) {
+        float x[AT_ONCE][VECTOR];
+#pragma unroll
+        for (int v = 0; v < AT_ONCE; ++v) load_vector(x[v], row.in + column + v * STEP);
+#pragma unroll
+        for (int v = 0; v < AT_ONCE; ++v) take(x[v], column + v * STEP);
+    }
+    for (; column < row.columns; column += STEP) {
+        float x[VECTOR];
         load_row(x, row.in, column, row.columns, -INF);
+        take(x, column);
+    }
+}
+
+__device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
+    float highest = -INF, total = 0.0f;
+    stream(row, [&](const float(&x)[VECTOR], i64) {
         const float before = highest;
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[e]);
@@ -113,17 +128,17 @@ __device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
         total *= exp_above(before, shift);
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) total += exp_above(x[e], shift);
-    }
+    });
     Sum sum;
     sum.shift = shift_of(group_max(highest, scratch));
     sum.total = group_sum(total * exp_above(highest, sum.shift), scratch);
     const float inverse = sum.inverse();
-    for (i64 column = first; column < row.columns; column += STEP) {
-        load_row(x, row.in, column, row.columns, -INF);
+    stream(row, [&](const float(&x)[VECTOR], i64 column) {
+        float y[VECTOR];
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) x[e] = exp_above(x[e], sum.shift) * inverse;
-        store_row(x, row.out, column, row.columns);
-    }
+        for (int e = 0; e < VECTOR; ++e) y[e] = exp_above(x[e], sum.shift) * inverse;
+        store_row(y, row.out, column, row.columns);
+    });
     return sum;
 }
 

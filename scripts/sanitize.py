@@ -21,12 +21,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from hipattn.kernels import FAMILIES
+
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/kernels", "tests/attn/test_staged.py")
 
 # Our kernels: these two tools are slow, and cuBLAS is not what is checked.
-OURS = "regex=causal_mask_kernel|confine_nonfinite|convert|kv_append|scale_inplace|attention_softmax"
+OURS = "regex=" + "|".join(sorted({kernel.kernel for family in FAMILIES for kernel in family.defaults("sm_90")}))
 
 
 def arguments() -> argparse.Namespace:

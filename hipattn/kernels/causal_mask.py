@@ -19,6 +19,9 @@ from hipattn.tensor import DeviceTensor, as_dtype
 __all__ = ["CausalMaskParams", "defaults", "launch", "specialise"]
 
 
+_BLOCKS = 16  # of a compute unit
+
+
 class CausalMaskParams(Arguments):
     """What ``causal_mask_kernel`` takes."""
 
@@ -88,5 +91,8 @@ def _plan(device: Device, scores: Operand) -> tuple[Kernel, LaunchConfig, tuple[
         return None
     vector = vector_width((address, dtype.itemsize, (stride,)))
     row_shift, blocks_per_row, config = share(rows, seq_k, vector)
+    # Each block takes several rows: to start one for each takes longer than to write it.
+    groups = -(-_BLOCKS * device.compute_units // blocks_per_row)
+    config = LaunchConfig(min(config.grid[0], groups * blocks_per_row), config.block)
     kernel = load(specialise(dtype.name, vector), device)
     return kernel, config, (rows, seq_q, seq_k, stride, row_shift, blocks_per_row)

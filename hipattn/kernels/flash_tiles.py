@@ -92,8 +92,8 @@ def choose_decode(
             waves = 4 if largest > 128 or arch in _RDNA3 else max(waves, 2)
         tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
-        block_n = 64 if largest <= (64 if waves == 1 else 128) else 32
-        tiles = _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8)
+        waves = waves if largest <= 64 else max(waves, 2)
+        tiles = _nvidia_tiles(head_dim, value_dim, waves, 16, 64 if largest <= 128 else 32, float8)
     elif dtype == "float32" or arch in _NO_MATRICES:
         tiles = _fma(arch, head_dim, value_dim, rows)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None

@@ -22,6 +22,7 @@ __all__ = ["SoftmaxParams", "choose", "defaults", "launch", "specialise"]
 
 MAX_HELD = 32  # elements of a row that a thread keeps in registers
 MAX_BLOCK = 512  # with 1024 threads, older chips have 64 registers a thread: too few to hold 32 elements
+CACHED_BYTES = 32 << 20  # of rows that are read twice, at a time: large chips keep that much
 MIN_GROUP = 8  # threads that take a row; fewer would not fill a memory transaction
 
 
@@ -134,6 +135,9 @@ def _plan(
     constants = choose(columns, vector, device.wave_size)
     kernel = load(specialise(in_dtype.name, out_dtype.name, constants, lse=lse is not None), device)
     blocks = -(-rows * constants["GROUP"] // constants["BLOCK"])
+    if not constants["HELD"]:  # each row is read twice, the second time from the chip's cache
+        row_bytes = columns * in_dtype.itemsize * device.compute_units
+        blocks = min(blocks, max(1, CACHED_BYTES // row_bytes) * device.compute_units)
     config = LaunchConfig(min(MAX_BLOCKS, blocks), constants["BLOCK"])
     return kernel, config, (rows, columns, in_stride, out_stride)
 
