@@ -29,6 +29,8 @@ _PER_HEAD = ("alibi_slopes", "sinks")
 _PER_KV_HEAD = ("k_scales", "v_scales")
 _PER_SCORE = ("bias", "mask")
 _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
+_MOD_TYPES = (ScoreMod, MaskMod)
+_OF_HOST = (np.ndarray, list, tuple)  # made once: a union in each test would cost more than the test
 
 
 _ACCEPTED = {  # but a bias
@@ -61,7 +63,7 @@ def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None)
         if name in _MODS:
             operands[name] = instance(name, value, _MODS[name])
             continue
-        if isinstance(value, np.ndarray | list | tuple):
+        if isinstance(value, _OF_HOST):
             if name in _PER_HEAD or name in _PER_KV_HEAD:  # 2.0 ** -np.arange(8) is float64
                 value = _numbers(name, value, "fiu", "real numbers").astype(FLOAT32)
             elif name in _INTEGERS:
@@ -92,7 +94,7 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
     """
     batch, heads, seq_q, seq_k = plan.scores
     for name, value in operands.items():
-        if isinstance(value, ScoreMod | MaskMod):
+        if isinstance(value, _MOD_TYPES):
             continue
         if name in _PER_SCORE:
             if broadcast(value.shape, value.shape, plan.scores) is None:
@@ -189,7 +191,7 @@ def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> di
     """Return the operands as the fused kernel takes them: uploaded, and broadcast."""
     ready: dict[str, Any] = {}
     for name, value in operands.items():
-        if isinstance(value, ScoreMod | MaskMod):
+        if isinstance(value, _MOD_TYPES):
             ready[name] = value.on(stream)
             continue
         if isinstance(value, np.ndarray):
@@ -208,7 +210,7 @@ def on_host(operands: Mapping[str, Any]) -> dict[str, Any]:
     """
     ready: dict[str, Any] = {}
     for name, value in operands.items():
-        if isinstance(value, ScoreMod | MaskMod):
+        if isinstance(value, _MOD_TYPES):
             ready[name] = value.on_host()
             continue
         if name == "workspace":
