@@ -167,7 +167,10 @@ class Workspace:
         HipError
             The device has too little memory.
         """
-        return self._parts.get(parts, stream).pointer, self._tickets.get(tickets, stream).pointer
+        buffers = self._parts.get(parts, stream), self._tickets.get(tickets, stream)
+        for buffer in buffers:
+            buffer.used_on(stream)
+        return buffers[0].pointer, buffers[1].pointer
 
     def close(self) -> None:
         """Free the memory, after the work that uses it. The object can be used again."""
@@ -260,7 +263,7 @@ def launch(
         q.dtype,
         (q.shape, k.shape, v.shape),
         (q.strides, k.strides, v.strides, out.strides),
-        (p_q | p_k | p_v | p_out) % ACCESS_BYTES,
+        ((p_q | p_out) % ACCESS_BYTES, (p_k | p_v) % ACCESS_BYTES),
     )
     if plan is None:
         return
@@ -331,7 +334,7 @@ def _plan(
     dtype: np.dtype[Any],
     shapes: tuple[tuple[int, ...], ...],
     strides: tuple[tuple[int, ...], ...],
-    address: int,
+    addresses: tuple[int, int],
 ) -> _Plan | None:
     batch, seq_q, heads, head_dim = shapes[0]
     _, page_size, heads_kv, value_dim = shapes[2]
@@ -350,8 +353,9 @@ def _plan(
     features = Features.of(formula, others, score_mod, mask_mod)
     widths = (*(shape[3] for shape in shapes), value_dim)
     dtypes = (dtype, *[UINT8 if float8 else dtype] * 2, dtype)
+    places = (addresses[0], addresses[1], addresses[1], addresses[0])
     vector = vector_width(
-        *((address, t.itemsize, (*s[:3], width)) for t, s, width in zip(dtypes, strides, widths, strict=True))
+        *((at, t.itemsize, (*s[:3], n)) for at, t, s, n in zip(places, dtypes, strides, widths, strict=True))
     )
     wide = pages is None and is_wide(device, dtypes[1], tiles, strides[1][1], strides[2][1])
     row_tiles = -(-rows // tiles.block_m)

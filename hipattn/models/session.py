@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError
+from hipattn.kernels.rows import check_device
 from hipattn.models.head import Head, Sampling
 from hipattn.plan import ExecutionPlan
 from hipattn.runtime.stream import Stream
@@ -136,8 +137,12 @@ class Session:
         if ids is None and not self._chosen:
             raise ArgumentError("ids is None, and nothing was chosen; choose() comes first")
         ids = self.ids if ids is None else instance("ids", ids, DeviceTensor)
-        if ids.shape != self.ids.shape:
-            raise ArgumentError(f"ids has shape {ids.shape}; it takes {self.ids.shape}")
+        if ids.shape != self.ids.shape or ids.dtype != INT32 or not ids.is_contiguous:
+            layout = "contiguous" if ids.is_contiguous else "not contiguous"
+            raise ArgumentError(
+                f"ids is {ids.dtype} {ids.shape}, {layout}; it takes int32 {self.ids.shape}, contiguous"
+            )
+        check_device(self.stream, ids=ids)
         return self._head.step(self.plan, ids)
 
     def choose(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> DeviceTensor:

@@ -155,6 +155,8 @@ class DeviceBuffer(Owned):
         At first use in another stream than its own, that one waits: memory from a pool exists only from its allocation
         on, and what used it before may still run.
         """
+        if stream.captured is not None:
+            stream.captured.add(self)
         if stream is not self.stream:
             key = stream.device.index, stream.handle
             if key not in self._streams and not self.stream.closed:

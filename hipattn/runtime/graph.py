@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,34 @@ from hipattn.arguments import instance
 from hipattn.errors import ArgumentError, ClosedError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
+from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
 __all__ = ["Graph"]
+
+
+class _Uncollected:
+    """Keeps the garbage collector off while a thread captures: what it frees would be captured, or spoil it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._collected = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._collected = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._collected:
+                gc.enable()
+
+
+_uncollected = _Uncollected()
 
 
 class Graph(Owned):
@@ -55,22 +80,22 @@ class Graph(Owned):
         if stream.native is None:
             raise ArgumentError("stream is the null stream, which captures nothing; it takes a Stream()")
         hip = bindings.hip
-        captured = self._capture(stream, work)
+        captured, self._buffers = self._capture(stream, work)
         try:
             self._native = check(hip.hipGraphInstantiateWithFlags(captured, 0), "hipGraphInstantiateWithFlags")
         finally:
             hip.hipGraphDestroy(captured)
 
     @staticmethod
-    def _capture(stream: Stream, work: Callable[[], object]) -> Any:
+    def _capture(stream: Stream, work: Callable[[], object]) -> tuple[Any, set[DeviceBuffer]]:
         hip = bindings.hip
         mode = hip.hipStreamCaptureMode.hipStreamCaptureModeThreadLocal
         check(hip.hipStreamBeginCapture(stream.native, mode), "hipStreamBeginCapture")
         sync_each, stream.sync_each = stream.sync_each, False
-        collects = gc.isenabled()
-        gc.disable()  # what it frees would be captured, or spoil the capture
+        stream.captured = set()
         try:
-            work()
+            with _uncollected:
+                work()
         except BaseException:
             status, captured = hip.hipStreamEndCapture(stream.native)
             if not status:
@@ -78,14 +103,18 @@ class Graph(Owned):
             raise
         finally:
             stream.sync_each = sync_each
-            if collects:
-                gc.enable()
-        return check(hip.hipStreamEndCapture(stream.native), "hipStreamEndCapture")
+            buffers, stream.captured = stream.captured, None
+        return check(hip.hipStreamEndCapture(stream.native), "hipStreamEndCapture"), buffers
 
     @property
     def closed(self) -> bool:
         """Whether the graph was destroyed."""
         return self._native is None
+
+    @property
+    def stale(self) -> bool:
+        """Whether memory that the work uses was freed since."""
+        return any(buffer.closed for buffer in self._buffers)
 
     def launch(self) -> None:
         """Add all of it to the stream.
@@ -93,12 +122,17 @@ class Graph(Owned):
         Raises
         ------
         ClosedError
-            The graph was closed.
+            The graph was closed, or memory that it uses.
         HipError
             The launch is refused, or, with HIPATTN_SYNC, the work fails.
         """
         if self._native is None:
             raise ClosedError("the graph is closed")
+        if self.stale:
+            raise ClosedError(
+                "memory that the graph uses was freed since it was captured: of a tensor that was closed, or what a "
+                "call keeps for the next one (workspace= gives it memory of yours)"
+            )
         check(bindings.hip.hipGraphLaunch(self._native, self.stream.native), "hipGraphLaunch")
         if self.stream.sync_each:
             self.stream.sync()

@@ -13,6 +13,7 @@ from hipattn.runtime.stream import Stream
 __all__ = ["Replay"]
 
 KEPT = 16  # pieces of work
+TRIES = 3  # to capture one
 
 
 class Replay:
@@ -30,8 +31,8 @@ class Replay:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        # By key, what was asked for last at the end. None: called once, or (False) cannot be captured.
-        self._graphs: dict[Hashable, Graph | bool | None] = {}
+        # By key, what was asked for last at the end; or how often it could not be captured.
+        self._graphs: dict[Hashable, Graph | int] = {}
 
     def run(self, key: Hashable, work: Callable[[], object]) -> bool:
         """Add the work to the stream, and return whether `work` was called for it.
@@ -54,15 +55,20 @@ class Replay:
         # A graph uses the memory of the handle that was there when it was captured.
         blas = Blas.of(self._stream.device)
         key = blas, key
-        known = key in self._graphs
         graph = self._graphs.pop(key, None)
+        if isinstance(graph, Graph) and graph.stale:
+            self._close(graph)
+            graph = None
         called = not isinstance(graph, Graph)
-        if not known or graph is False:
+        if graph is None:
+            work()
+            graph = 0
+        elif graph == TRIES:
             work()
         else:
             blas.handle(self._stream)  # after other streams' products, whose memory it shares
-            if called:
-                graph = self._captured(work)
+            if not isinstance(graph, Graph):
+                graph = self._captured(work, graph)
             if isinstance(graph, Graph):
                 graph.launch()
             else:
@@ -72,14 +78,15 @@ class Replay:
             self._close(self._graphs.pop(next(iter(self._graphs))))
         return called
 
-    def _captured(self, work: Callable[[], object]) -> Graph | bool:
+    def _captured(self, work: Callable[[], object], tries: int) -> Graph | int:
         try:
             return Graph(self._stream, work)
         except HipError as error:
             if not error.name.startswith("hipErrorStreamCapture"):
                 raise
             bindings.hip.hipGetLastError()  # dealt with here: nobody else's error
-            return False
+            never = error.name == "hipErrorStreamCaptureUnsupported"  # other errors may be another thread's
+            return TRIES if never else tries + 1
 
     def close(self) -> None:
         """Destroy the graphs; what was launched still runs. The object can be used again."""
@@ -87,6 +94,6 @@ class Replay:
             self._close(self._graphs.popitem()[1])
 
     @staticmethod
-    def _close(graph: Graph | bool | None) -> None:
+    def _close(graph: Graph | int) -> None:
         if isinstance(graph, Graph):
             graph.close()

@@ -72,6 +72,7 @@ class Stream(Owned):
     def _settings(self) -> None:
         self.sync_each: bool = config.get("HIPATTN_SYNC")
         self._one_of_many = Device.count() > 1
+        self.captured: set[Any] | None = None  # buffers that a capture under way uses
 
     @property
     def closed(self) -> bool:

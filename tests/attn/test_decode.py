@@ -199,6 +199,23 @@ def test_every_number_of_float8(stream: Stream, dtype: np.dtype[Any], dim: int) 
     assert_close(out[:, 0, 0], expected, rtol=2e-7, atol=0)
 
 
+@pytest.mark.parametrize("offset", [1, 2, 3, 4])
+def test_any_address_in_float8(stream: Stream, offset: int) -> None:
+    caches = Caches.random((40, 7), dims=(32, 24), dtype=DTYPES[offset % 2 * 2]).in_float8(
+        float8.e4m3(stream.device.arch)
+    )
+    expected = decode(stream, caches, num_splits=2)[0]
+    moved = [
+        DeviceTensor.from_numpy(np.pad(x.ravel(), (offset, 0)), stream=stream)[offset:].reshape(*x.shape)
+        for x in (caches.k, caches.v)
+    ]
+    assert caches.scales is not None
+    scales = dict(zip(("k_scales", "v_scales"), caches.scales, strict=True))
+    q = upload(stream, caches.q)[0]
+    out = attention_decode(q, *moved, caches.lengths, **scales, num_splits=2, method="flash", stream=stream)
+    assert_close(out.numpy(), expected, atol=1e-6)
+
+
 def test_what_is_no_number_in_float8_stays_where_it_is_seen(stream: Stream) -> None:
     caches = Caches.random((100, 90), 4)
     caches.v[1, 89, 1, 5] = np.nan  # for the last query

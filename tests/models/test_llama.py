@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hipattn
-from hipattn import ArgumentError, CacheFullError, DeviceTensor, HipError, Stream
+from hipattn import ArgumentError, CacheFullError, ClosedError, DeviceTensor, HipError, Stream
 from hipattn.errors import ModelError
 from hipattn.kernels import sample
 from hipattn.models.gguf_file import GGUFFile
@@ -157,6 +157,23 @@ def test_ids_of_ones_own(stream: Stream, path: Path) -> None:
             session.prefill([IDS[:2], IDS[:2]])
             for at in range(2, len(IDS)):
                 assert_close(session.step(ids[at]).numpy(), np.stack([expected[at]] * 2), atol=1e-4)
+
+
+def test_a_replayed_step_checks_what_a_called_one_does(stream: Stream, path: Path) -> None:
+    with Llama(GGUFFile(path), dtype=np.float32, method="flash", stream=stream) as model:
+        session = model.session(batch=2, capacity=len(IDS))
+        session.prefill([IDS[:2], IDS[:2]])
+        ids = DeviceTensor.from_numpy(np.array(IDS[2:6], np.int32), stream=stream)
+        for _ in range(3):
+            session.step(ids[:2])
+        for wrong in (ids[::2], DeviceTensor.from_numpy(np.ones(2, np.float32), stream=stream)):
+            with pytest.raises(ArgumentError, match="ids is .* it takes int32 "):
+                session.step(wrong)
+        model.close()
+        with pytest.raises(ClosedError):
+            session.step(ids[:2])
+        stream.sync()  # no kernel met memory that was freed
+        session.close()
 
 
 def test_threads_side_by_side(stream: Stream, path: Path) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hipattn import ArgumentError, Blas, ClosedError, Device, DeviceTensor, Graph, HipError, Stream
+from hipattn import (
+    ArgumentError,
+    Blas,
+    ClosedError,
+    Device,
+    DeviceTensor,
+    Graph,
+    HipError,
+    Stream,
+    attention_decode,
+    free_scratch,
+)
 from hipattn.kernels import add, scale
 from hipattn.matmul import matmul
 from hipattn.runtime import bindings
@@ -103,6 +115,55 @@ def test_what_cannot_be_captured(stream: Stream, device: Device) -> None:
 
 
 @simulated
+def test_memory_that_was_freed(stream: Stream) -> None:
+    x, y = ramp(stream), ramp(stream)
+    warm(x, stream)
+
+    def work() -> None:
+        scale.launch(x, 2.0, stream=stream)
+        add.launch(x, y, stream=stream)
+
+    graph = Graph(stream, work)
+    graph.launch()
+    assert not graph.stale
+    y.buffer.close()
+    assert graph.stale
+    with pytest.raises(ClosedError, match="memory that the graph uses was freed"):
+        graph.launch()
+    assert x.numpy().tolist() == [3 * i for i in range(8)]
+    graph.close()
+
+
+def test_what_decoding_keeps_for_its_next_call(stream: Stream) -> None:
+    """Captured without a workspace: when that memory is gone, the graph is refused."""
+    q, k = (DeviceTensor.from_numpy(np.ones((1, n, 1, 16), np.float16), stream=stream) for n in (1, 300))
+    out = DeviceTensor.empty(q.shape, np.float16, stream=stream)
+
+    def work() -> None:
+        attention_decode(q, k, k, out=out, num_splits=2, stream=stream)
+
+    work()
+    graph = Graph(stream, work)
+    graph.launch()
+    assert (out.numpy() == 1).all()
+    free_scratch()
+    with pytest.raises(ClosedError, match="workspace="):
+        graph.launch()
+    graph.close()
+
+
+def test_the_collector_is_off_until_the_last_of_several_captures_ends(device: Device) -> None:
+    with Stream(device) as one, Stream(device) as other:
+        seen = []
+
+        def work() -> None:
+            Graph(other, lambda: None).close()
+            seen.append(gc.isenabled())
+
+        Graph(one, work).close()
+        assert (seen, gc.isenabled()) == ([False], True)
+
+
 def test_allocations_cannot_be_captured(stream: Stream) -> None:
     with pytest.raises(HipError, match="hipErrorStreamCaptureUnsupported"):
         Graph(stream, lambda: DeviceTensor.empty((4,), stream=stream))

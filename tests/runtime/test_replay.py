@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hipattn import Device, DeviceTensor, HipError, Stream
+from hipattn import ClosedError, Device, DeviceTensor, HipError, Stream
 from hipattn.kernels import scale
 from hipattn.matmul import matmul
 from hipattn.platforms.cpu import control
@@ -76,6 +76,34 @@ def test_what_cannot_be_captured_is_called_each_time(stream: Stream) -> None:
     assert [replay.run("key", work) for _ in range(4)] == [True] * 4
     assert doubled.times == 4
     assert doubled.calls == 5  # one of them in vain
+
+
+@simulated
+def test_a_capture_that_was_disturbed_is_tried_again(stream: Stream) -> None:
+    doubled, replay = Doubled(stream), Replay(stream)
+    disturbed = iter((False, True, False, False))
+
+    def work() -> None:
+        doubled.work()
+        if next(disturbed):
+            raise bindings.failure(bindings.hip.hipError_t.hipErrorStreamCaptureInvalidated, "hipLaunch")
+
+    assert [replay.run("key", work) for _ in range(4)] == [True, True, True, False]
+    assert doubled.times == 4
+
+
+def test_memory_that_was_freed_is_not_replayed(stream: Stream) -> None:
+    doubled, replay = Doubled(stream), Replay(stream)
+    for _ in range(3):
+        replay.run("key", doubled.work)
+    assert doubled.times == 3
+    doubled.x.buffer.close()
+    with pytest.raises(ClosedError, match="closed"):
+        replay.run("key", doubled.work)
+    doubled.x = DeviceTensor.from_numpy(np.ones(4, np.float32), stream=stream)
+    assert [replay.run("key", doubled.work) for _ in range(3)] == [True, True, False]
+    assert doubled.times == 3
+    replay.close()
 
 
 @simulated
