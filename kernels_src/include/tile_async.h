@@ -43,7 +43,9 @@ __device__ inline void copy_parts(T* to, const T* row, int column, bool exists) 
 // Copies ROWS rows of `count` of DIM elements at a time, a part each of COUNT threads.
 template <int DIM, class Layout, int ROWS, int COUNT, class Rows>
 struct Copy {
-    __device__ Copy(const Rows& source, int count, int which) : from(source), rows(count), thread(which) {}
+    __device__ Copy(const Rows& source, int count, int which) : from(source), rows(count), thread(which) {
+        from.base += own_place();
+    }
 
     // Rows first .. first + ROWS - 1, to row `lds_row` on of `lds`.
     template <class T>
@@ -55,6 +57,8 @@ struct Copy {
                 return;
             }
         }
+        Rows all = from;
+        all.base -= own_place();
         // No unrolling: this is for the last tile, and for shapes that no thread's column fits.
 #pragma unroll 1
         for (int piece = thread; piece < ROWS * PIECES; piece += COUNT) {
@@ -63,17 +67,22 @@ struct Copy {
             const bool exists = first + row < rows;
             if constexpr (VECTOR == 8) {
                 const bool copied = exists && column < DIM;
-                copy_async(shared_address(to), copied ? from.at(first + row) + column : from.base, copied);
+                copy_async(shared_address(to), copied ? all.at(first + row) + column : all.base, copied);
             } else {
-                copy_parts<DIM>(to, from.at(exists ? first + row : 0), column, exists);
+                copy_parts<DIM>(to, all.at(exists ? first + row : 0), column, exists);
             }
         }
     }
 
 private:
     static constexpr int PIECES = Layout::COLUMNS / 8, STEP = COUNT / PIECES;
-    Rows from;
+    Rows from;  // even ones begin at this thread's piece: an address less to keep
     int rows, thread;
+
+    __device__ i64 own_place() const {
+        if constexpr (Rows::EVEN) return thread / PIECES * from.stride + thread % PIECES * 8;
+        else return 0;
+    }
 
     // All rows exist, and the threads make up whole rows, STEP of them: a thread stays in its column.
     template <class T>
@@ -86,7 +95,9 @@ private:
 #pragma unroll UNROLLED
         for (int i = 0; i < STEPS; i += EACH) {
             const int next = first + i * STEP;
-            const T* at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
+            const T* at;
+            if constexpr (Rows::EVEN) at = from.at(next);
+            else at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
 #pragma unroll
             for (int j = i; j < i + EACH; ++j, at += STEP * from.stride)
                 copy_async(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(T)), at);

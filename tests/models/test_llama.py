@@ -167,7 +167,7 @@ def test_a_replayed_step_checks_what_a_called_one_does(stream: Stream, path: Pat
         for _ in range(3):
             session.step(ids[:2])
         for wrong in (ids[::2], DeviceTensor.from_numpy(np.ones(2, np.float32), stream=stream)):
-            with pytest.raises(ArgumentError, match="ids is .* it takes int32 "):
+            with pytest.raises(ArgumentError, match=r"ids is .* it takes int32 "):
                 session.step(wrong)
         model.close()
         with pytest.raises(ClosedError):
