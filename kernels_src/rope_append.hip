@@ -28,7 +28,8 @@ extern "C" __global__ __launch_bounds__(BLOCK) void rope_append(const RopeAppend
         const i64 position = p.start + t + (ends ? ends[b] : 0);
         const int which = head < p.heads ? Q : head < p.heads + p.heads_kv ? K : V;
         const i64 h = head - (which == Q ? 0 : which == K ? p.heads : p.heads + p.heads_kv);
-        scalar* x = static_cast<scalar*>(p.x[which]) + b * p.x_batch[which] + t * p.x_token[which] + h * p.x_head[which];
+        scalar* x = static_cast<scalar*>(p.x[which]);
+        x += b * p.x_batch[which] + t * p.x_token[which] + h * p.x_head[which];
 
         scalar* to = nullptr;
         if (which != Q && position >= 0 && position < static_cast<i64>(p.max_pages) * p.page_size) {

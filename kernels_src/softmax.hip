@@ -99,7 +99,7 @@ __device__ inline Sum softmax_held(const Row& row, float* scratch) {
     return sum;
 }
 
-// The thread's vectors of a row, AT_ONCE of them on their way from memory together, each given to `take` with its column.
+// Gives each of the thread's vectors of a row to `take`, with its column. AT_ONCE of them come from memory together.
 template <class Take>
 __device__ inline void stream(const Row& row, Take take) {
     constexpr int STEP = GROUP * VECTOR, AT_ONCE = 4;

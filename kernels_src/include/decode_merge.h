@@ -1,5 +1,5 @@
 // How one result is made of what flash_decode's blocks gave for parts of the keys: by the last of them to come to its
-// end, so that no launch more is needed. (Thread fence reduction: CUDA C++ Programming Guide, "Memory Fence Functions".)
+// end, so that no launch more is needed. (CUDA C++ Programming Guide, "Memory Fence Functions".)
 #pragma once
 
 #include "flash_block.h"
@@ -31,8 +31,8 @@ struct MergedRow {
 
 // Writes ROWS rows, of which `count` exist. With weights w = 2^(lse - max):
 //     out = sum w part / sum w, and the logarithm to base 2 of the row's total is log2(sum w) + max
-// A wave takes them, WIDTH columns a lane, and adds in the order of the parts: the same, whichever block is last. It has
-// the memory of ROWS x 4 parts on its way at once.
+// A wave takes them, WIDTH columns a lane, and adds in the order of the parts: the same, whichever block is last.
+// ROWS x 4 parts come from memory at once.
 template <int ROWS>
 __device__ inline void merge(MergedRow (&rows)[ROWS], int count, int splits) {
     constexpr int MOST = VALUE_DIM / WAVE_SIZE, WIDTH = VALUE_DIM % 4 == 0 && MOST >= 4 ? 4

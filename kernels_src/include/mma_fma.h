@@ -1,8 +1,8 @@
 // The layer over plain multiplications and additions, in float32: float32 on every chip, and all types on chips
 // without matrix instructions.
 //
-// The lanes of a wave form a grid, ROW_LANES x KEY_LANES. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and keys in
-// runs; and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time
+// The lanes of a wave form a grid, ROW_LANES x KEY_LANES. A lane holds ROWS x KEYS scores, rows ROW_LANES apart and
+// keys in runs; and of its rows COLUMNS sums. q, k and v lie in LDS as float32, and go from there to registers four at a time
 // along the head: ROWS + KEYS accesses for 4 * ROWS * KEYS multiplications.
 //
 // The weights of a wave go from the lanes that computed them to those that need them through a strip of LDS that is
@@ -76,7 +76,8 @@ struct Numbers {
 
 struct Scores : Numbers<BLOCK_N / KEY_LANES> {
     // Keys come in runs, whose weights a lane writes at once.
-    static constexpr int KEYS = BLOCK_N / KEY_LANES, RUN = STRIP % (4 * KEY_LANES) == 0 ? 4 : STRIP % (2 * KEY_LANES) == 0 ? 2 : 1;
+    static constexpr int KEYS = BLOCK_N / KEY_LANES;
+    static constexpr int RUN = STRIP % (4 * KEY_LANES) == 0 ? 4 : STRIP % (2 * KEY_LANES) == 0 ? 2 : 1;
     __device__ static int key(int n) { return n / RUN * (RUN * KEY_LANES) + key_lane() * RUN + n % RUN; }
 };
 

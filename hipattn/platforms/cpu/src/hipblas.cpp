@@ -264,7 +264,6 @@ void run(hipStream stream, Product& p) {
     }
 }
 
-
 bool known(Type type) { return type == F32 || type == F16 || type == BF16; }
 bool known(Transpose t) { return t == NONE || t == TRANSPOSED || t == CONJUGATED; }
 
