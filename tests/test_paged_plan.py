@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hipattn import ArgumentError, HipError, PagedKVCache, PagedPlan, Stream
 from hipattn.errors import OutOfPagesError
+from hipattn.kernels import flash_decode
 from tests.helpers.layer_oracle import random_weights, upload_layers
 from tests.helpers.tolerance import DTYPES
 from tests.test_plan import LLAMA, check, embeddings
@@ -65,6 +66,18 @@ def test_sequences_that_come_and_go(stream: Stream, dtype: np.dtype[Any]) -> Non
         check(np.concatenate(parts[1], axis=1), LLAMA, weights, x[1:2, :5])
         third_alone = np.concatenate([parts[0][0][:, :5], parts[2][0]], axis=1)
         check(third_alone, LLAMA, weights, x[2:, :7])
+
+
+def test_the_number_of_splits_is_counted_once(stream: Stream) -> None:
+    """Not for each token, while the block table keeps its width."""
+    weights = [random_weights(LLAMA, FLOAT32, 0)]
+    with planned(stream, weights) as plan:
+        sequence = plan.pages.new()
+        plan.extend([sequence], 6)
+        flash_decode._splits.cache_clear()
+        plan.extend([sequence], 1)
+        plan.extend([sequence], 1)
+        assert flash_decode._splits.cache_info()[:2] == (1, 1)
 
 
 def test_long_beginnings(stream: Stream) -> None:

@@ -418,6 +418,7 @@ def best_splits(
     return _splits(device.compute_units, blocks, min(rows, tiles.wave_rows), keys, tiles.block_n, key_bytes)
 
 
+@lru_cache(maxsize=4096)
 def _splits(units: int, blocks: int, rows: int, keys: int, block_n: int, key_bytes: int) -> int:
     """Return among how many blocks to split `keys`, for the least time by a simple count.
 
