@@ -117,17 +117,22 @@ class KVCache:
 
         Raises
         ------
+        ArgumentError
+            There is no such layer, or `tokens` is no integer of 0 or more.
         CacheFullError
             The layer has no room for so many tokens; the cache is as it was.
+        ClosedError
+            The cache is closed.
         """
-        self._check_room(self._layer(layer), integer("tokens", tokens))
+        layer = self._layer(layer)
+        self._check_open()
+        self._check_room(layer, integer("tokens", tokens))
         self._lengths[layer] += tokens
 
     def check(self, layer: int, k: DeviceTensor, v: DeviceTensor) -> None:
         """Check that `append` would take these tensors, and raise what it would raise."""
         self._layer(layer)
-        if self.closed:
-            raise ClosedError("the KV cache is closed")
+        self._check_open()
         for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
             instance(name, tensor, DeviceTensor)
             wanted = (self.batch, k.shape[1] if k.ndim == 4 else "tokens", self.heads_kv, size)
@@ -157,8 +162,7 @@ class KVCache:
     def whole(self, layer: int = 0) -> tuple[DeviceTensor, DeviceTensor]:
         """Return all of the layer's memory, [batch, capacity, heads_kv, head_dim or value_dim]."""
         self._layer(layer)
-        if self.closed:
-            raise ClosedError("the KV cache is closed")
+        self._check_open()
         return self._layers[layer]
 
     def reset(self) -> None:
@@ -192,6 +196,10 @@ class KVCache:
         if integer("layer", layer) >= self.layers:
             raise ArgumentError(f"layer is {layer!r}; the cache has layers 0 to {self.layers - 1}")
         return int(layer)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError("the KV cache is closed")
 
     def __repr__(self) -> str:
         held = f"{min(self._lengths)}-{max(self._lengths)}" if len(set(self._lengths)) > 1 else f"{self._lengths[0]}"

@@ -115,6 +115,8 @@ def test_what_is_written_without_it_is_counted(stream: Stream) -> None:
             cache.advance(1, 3)
         with pytest.raises(ArgumentError, match="layer is 2"):
             cache.advance(2, 1)
+        with pytest.raises(ArgumentError, match="tokens is -1"):
+            cache.advance(1, -1)
         assert cache.length(1) == 3
 
 
@@ -125,3 +127,6 @@ def test_a_closed_cache_says_so(stream: Stream) -> None:
     cache.close()
     with pytest.raises(ClosedError):
         cache.append(0, *tensors, stream=stream)
+    with pytest.raises(ClosedError):
+        cache.advance(0, 1)
+    assert cache.length() == 0
