@@ -14,8 +14,9 @@ from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_decode import MAX_SPLITS
 from hipattn.kernels.mods import MaskMod, ScoreMod
+from hipattn.kernels.rows import check_device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOATS, UINT8, DeviceTensor
+from hipattn.tensor import FLOATS, UINT8, DeviceTensor, in_place
 
 __all__ = ["attention_decode"]
 
@@ -118,12 +119,13 @@ def attention_decode(
     if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
     return_lse = boolean("return_lse", return_lse)
-    if type(k) is not DeviceTensor and isinstance(k, KVCache | PagedKVCache):
+    cache = k if type(k) is not DeviceTensor and isinstance(k, KVCache | PagedKVCache) else None
+    if cache is not None:
         given = {"v": v, "lengths": lengths, "block_table": block_table, "k_scales": k_scales, "v_scales": v_scales}
         for name, value in given.items():
             if value is not None:
                 raise ArgumentError(f"{name} is given, and k is a {type(k).__name__}, which stands for it as well")
-        k, v, lengths, block_table, (k_scales, v_scales) = _read(k, 0 if layer is None else layer, sequences, q)
+        k, v, (k_scales, v_scales) = _memory(cache, 0 if layer is None else layer, sequences)
     elif layer is not None or sequences is not None:
         name = "sequences" if layer is None else "layer"
         raise ArgumentError(f"{name} is given, and k is {type(k).__name__}; only a cache has {name}")
@@ -150,7 +152,10 @@ def attention_decode(
     ):
         if value is not None:
             others[name] = value
-    options = causal, scale, window, softcap, method, tuple(others)
+
+    def plan(device: Any, arrays: Any, pages: int | None) -> Any:
+        options = causal, scale, window, softcap, method, tuple(others)
+        return planned(plan_decode, device, (pages, splits), arrays, options)
 
     def make(device: Any, arrays: Any, beside: Any) -> Any:
         pages = None
@@ -159,7 +164,14 @@ def attention_decode(
             if len(shape) != 2:
                 raise ArgumentError(f"block_table has shape {shape}; it takes [batch, pages of a sequence]")
             pages = shape[1]
-        return planned(plan_decode, device, (pages, splits), arrays, options)
+        return plan(device, arrays, pages)
+
+    if isinstance(cache, PagedKVCache):  # check before it brings lengths and pages to the device: as if of one page
+        where = stream or k.device.default_stream
+        check_device(where, k=k)
+        there = in_place(q, stream=where, argument="q")
+        plan(where.device, (there, k, v), 1)
+        others |= _tables(cache, sequences, there.shape)
 
     if type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
         if stream is None:
@@ -180,19 +192,20 @@ def attention_decode(
     )
 
 
-def _read(
-    cache: KVCache | PagedKVCache, layer: int, sequences: Sequence[int] | None, q: Any
-) -> tuple[DeviceTensor, DeviceTensor, DeviceTensor | None, DeviceTensor | None, tuple[Any, Any]]:
-    """Return a cache's keys, values, lengths, block table and scales."""
-    if isinstance(cache, KVCache):
-        if sequences is not None:
-            raise ArgumentError("sequences is given, and k is a KVCache, whose batch is all it holds")
-        return *cache.view(layer), None, None, (None, None)
-    keys, values = cache.keys(layer), cache.values(layer)
-    if sequences is None:
-        sequences = cache.sequences
-    shape: Any = getattr(q, "shape", ())
-    if len(shape) == 4 and len(sequences) != shape[0]:
-        raise ArgumentError(f"sequences are {len(sequences)}; q has shape {tuple(shape)}, a batch of {shape[0]}")
-    lengths, pages = cache.lengths(sequences), cache.block_table(sequences)
-    return keys, values, lengths, pages, cache.scales(layer) or (None, None)
+def _memory(
+    cache: KVCache | PagedKVCache, layer: int, sequences: Sequence[int] | None
+) -> tuple[DeviceTensor, DeviceTensor, tuple[Any, Any]]:
+    """Return where a cache has a layer's keys and values, and their scales."""
+    if isinstance(cache, PagedKVCache):
+        return cache.keys(layer), cache.values(layer), cache.scales(layer) or (None, None)
+    if sequences is not None:
+        raise ArgumentError("sequences is given, and k is a KVCache, whose batch is all it holds")
+    return *cache.view(layer), (None, None)
+
+
+def _tables(cache: PagedKVCache, sequences: Sequence[int] | None, shape: tuple[int, ...]) -> dict[str, DeviceTensor]:
+    """Return lengths and block table of sequences, for q of a shape."""
+    sequences = cache.sequences if sequences is None else sequences
+    if len(sequences) != shape[0]:
+        raise ArgumentError(f"sequences are {len(sequences)}; q has shape {shape}, a batch of {shape[0]}")
+    return {"lengths": cache.lengths(sequences), "block_table": cache.block_table(sequences)}

@@ -412,27 +412,44 @@ def test_caches_that_do_not_fit(stream: Stream) -> None:
     with KVCache(2, 2, 50, 2, 24, **sizes) as whole, PagedKVCache(2, 9, 8, 2, 24, **sizes) as paged:
         first = paged.new()
         both = [first, paged.new()]
-        cases: dict[str, tuple[Any, dict[str, Any]]] = {
-            "v is given, and k is a KVCache": (whole, {"v": q}),
-            "lengths is given, and k is a PagedKVCache": (paged, {"lengths": [1, 1]}),
-            "k_scales is given, and k is a PagedKVCache": (paged, {"k_scales": [1, 1]}),
-            "sequences is given, and k is a KVCache": (whole, {"sequences": both}),
-            "sequences is given, and k is DeviceTensor; only": (q, {"v": q, "sequences": both}),
-            "layer is given, and k is DeviceTensor; only": (q, {"v": q, "layer": 0}),
-            "v is None, and k is DeviceTensor": (q, {}),
-            r"sequences are 1; q has shape \(2, 1, 4, 24\), a batch of 2": (paged, {"sequences": [first]}),
-            "sequence is 7, which was never made": (paged, {"sequences": [first, 7]}),
-            "layer is 2; the cache has layers 0 to 1": (paged, {"sequences": both, "layer": 2}),
+
+        def of(*shape: int, dtype: Any = np.float16) -> DeviceTensor:
+            return upload(stream, np.zeros(shape, dtype))[0]
+
+        cases: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+            "v is given, and k is a KVCache": (q, whole, {"v": q}),
+            "lengths is given, and k is a PagedKVCache": (q, paged, {"lengths": [1, 1]}),
+            "k_scales is given, and k is a PagedKVCache": (q, paged, {"k_scales": [1, 1]}),
+            "sequences is given, and k is a KVCache": (q, whole, {"sequences": both}),
+            "sequences is given, and k is DeviceTensor; only": (q, q, {"v": q, "sequences": both}),
+            "layer is given, and k is DeviceTensor; only": (q, q, {"v": q, "layer": 0}),
+            "v is None, and k is DeviceTensor": (q, q, {}),
+            r"sequences are 1; q has shape \(2, 1, 4, 24\), a batch of 2": (q, paged, {"sequences": [first]}),
+            "sequences are 0; q has shape": (q, paged, {"sequences": []}),
+            "sequence is 7, which was never made": (q, paged, {"sequences": [first, 7]}),
         }
-        for message, (k, options) in cases.items():
-            with pytest.raises(ArgumentError, match=message):
-                attention_decode(q, k, **options, stream=stream)
-        with pytest.raises(ArgumentError, match="k is float16; q is float32"):
-            attention_decode(np.zeros((2, 1, 4, 24), np.float32), paged, sequences=both)
-        with pytest.raises(ArgumentError, match="k has shape"):
-            attention_decode(np.zeros((2, 1, 4, 25), np.float16), paged, sequences=both)
-        with pytest.raises(ArgumentError, match="3 heads of 24"):
-            attention_decode(np.zeros((2, 1, 3, 24), np.float16), paged, sequences=both)
+        for number, (cache, options) in enumerate(((whole, {}), (paged, {}), (paged, {"sequences": both}))):
+            each = f"(?#{number})"  # which matches nothing: the same message of another cache
+            cases |= {
+                each + "layer is 2; the cache has layers 0 to 1": (q, cache, {"layer": 2} | options),
+                each + r"window is \(-5, 0\)": (q, cache, {"window": (-5, 0)} | options),
+                each + "num_splits is 1000": (q, cache, {"num_splits": 1000} | options),
+                each + "method is 'staged'; decoding": (q, cache, {"method": "staged"} | options),
+                each + "scale is inf": (q, cache, {"scale": np.inf} | options),
+                each + "causal is 2": (q, cache, {"causal": 2} | options),
+                each + "k is float16; q is float32": (of(2, 1, 4, 24, dtype=np.float32), cache, options),
+                each + r"k has shape .* \(2, 1, 4, 9\)": (of(2, 1, 4, 9), cache, options),
+                each + "3 heads of 24": (of(2, 1, 3, 24), cache, options),
+                each + r"q has shape \(2, 4, 24\); it takes 4 dim": (of(2, 4, 24), cache, options),
+                each + "1 to 64 queries": (of(2, 65, 4, 24), cache, options),
+            }
+        for message, (queries, k, options) in cases.items():
+            for there in (queries, queries.numpy()):
+                before = live()
+                with bindings.record() as calls, pytest.raises(ArgumentError, match=message):
+                    attention_decode(there, k, **options, stream=stream)
+                assert live() == before
+                assert not [name for name, _ in calls if "Malloc" in name or "Memcpy" in name or "Memset" in name]
         paged.free(first)
         with pytest.raises(ArgumentError, match="sequence is 0, which was freed"):
             attention_decode(q, paged, sequences=both)
