@@ -10,13 +10,13 @@ from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_decode
-from hipattn.attn.paged_cache import PagedKVCache
+from hipattn.attn.paged_cache import PagedKVCache, numbers
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_decode import MAX_SPLITS
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.kernels.rows import check_device
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOATS, UINT8, DeviceTensor, in_place
+from hipattn.tensor import FLOATS, INT32, UINT8, DeviceTensor, in_place
 
 __all__ = ["attention_decode"]
 
@@ -205,7 +205,13 @@ def _memory(
 
 def _tables(cache: PagedKVCache, sequences: Sequence[int] | None, shape: tuple[int, ...]) -> dict[str, DeviceTensor]:
     """Return lengths and block table of sequences, for q of a shape."""
-    sequences = cache.sequences if sequences is None else sequences
+    sequences = cache.sequences if sequences is None else numbers(sequences)
     if len(sequences) != shape[0]:
         raise ArgumentError(f"sequences are {len(sequences)}; q has shape {shape}, a batch of {shape[0]}")
+    if not sequences:  # takes no memory
+        stream = cache.keys().device.default_stream
+        return {
+            "lengths": DeviceTensor.empty((0,), INT32, stream=stream),
+            "block_table": DeviceTensor.empty((0, 0), INT32, stream=stream),
+        }
     return {"lengths": cache.lengths(sequences), "block_table": cache.block_table(sequences)}

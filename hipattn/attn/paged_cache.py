@@ -17,7 +17,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import BFLOAT16, FLOATS, UINT8, DeviceTensor, as_dtype
 
-__all__ = ["PagedKVCache"]
+__all__ = ["PagedKVCache", "numbers"]
 
 _BATCHES = 8  # lists of sequences whose tables are kept on the device
 
@@ -333,7 +333,7 @@ class PagedKVCache:
     def _batch(self, sequences: Sequence[int]) -> BlockTable:
         """Return the block table of sequences, up to date."""
         self._check_open()
-        key = tuple(sequences)
+        key = numbers(sequences)
         batch = self._batches.pop(key, None)
         if batch is None:
             if not key:
@@ -409,3 +409,19 @@ def _scales(name: str, array: npt.ArrayLike | None, shape: tuple[int, int]) -> n
     if not np.all((scales > 0) & np.isfinite(scales)):
         raise ArgumentError(f"{name} has {scales.min()} to {scales.max()}; it takes positive, finite numbers")
     return scales
+
+
+def numbers(sequences: Sequence[int]) -> tuple[int, ...]:
+    """Return a list of sequences. Whether they are a cache's is not checked.
+
+    Raises
+    ------
+    ArgumentError
+        It is no list of numbers.
+    """
+    try:
+        listed = tuple(sequences)
+        hash(listed)
+    except TypeError:
+        raise ArgumentError(f"sequences is {sequences!r}; it takes a list of what new or fork returned") from None
+    return listed

@@ -406,6 +406,19 @@ def test_a_cache_in_one_piece_as_it_is(stream: Stream) -> None:
     assert_close(out.numpy(), hipattn.attn.reference.attention(q, k, v, causal=True), atol=2e-3)
 
 
+def test_no_sequence_of_a_paged_cache(stream: Stream) -> None:
+    """As over arrays: an empty result."""
+    q = np.zeros((0, 1, 4, 40), np.float16)
+    with PagedKVCache(1, 9, 8, 2, 40, value_dim=24, dtype=np.float16, stream=stream) as cache:
+        for options in ({}, {"sequences": []}):
+            out, lse = attention_decode(upload(stream, q)[0], cache, return_lse=True, stream=stream, **options)
+            assert (out.shape, lse.shape) == ((0, 1, 4, 24), (0, 4, 1))
+            assert attention_decode(q, cache, **options).shape == (0, 1, 4, 24)
+        cache.new()
+        with pytest.raises(ArgumentError, match=r"sequences are 1; q has shape .*, a batch of 0"):
+            attention_decode(q, cache)
+
+
 def test_caches_that_do_not_fit(stream: Stream) -> None:
     q = upload(stream, np.zeros((2, 1, 4, 24), np.float16))[0]
     sizes: dict[str, Any] = {"dtype": np.float16, "stream": stream}
@@ -426,6 +439,9 @@ def test_caches_that_do_not_fit(stream: Stream) -> None:
             "v is None, and k is DeviceTensor": (q, q, {}),
             r"sequences are 1; q has shape \(2, 1, 4, 24\), a batch of 2": (q, paged, {"sequences": [first]}),
             "sequences are 0; q has shape": (q, paged, {"sequences": []}),
+            "sequences is 3; it takes a list": (q, paged, {"sequences": 3}),
+            r"sequences is \[\[0\], \[1\]\]; it takes a list": (q, paged, {"sequences": [[0], [1]]}),
+            "sequence is 'a'": (q, paged, {"sequences": "ab"}),
             "sequence is 7, which was never made": (q, paged, {"sequences": [first, 7]}),
         }
         for number, (cache, options) in enumerate(((whole, {}), (paged, {}), (paged, {"sequences": both}))):

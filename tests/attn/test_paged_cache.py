@@ -326,6 +326,7 @@ def test_bad_calls_leave_the_cache_as_it_was(stream: Stream) -> None:
             (lambda: cache.extend([gone], 1), ArgumentError, f"sequence is {gone}, which was freed"),
             (lambda: cache.fork(99), ArgumentError, "sequence is 99, which was never made"),
             (lambda: cache.append(0, [], k, v), ArgumentError, "sequences is empty"),
+            (lambda: cache.lengths(3), ArgumentError, "sequences is 3; it takes a list"),
             (lambda: cache.append(2, [one], k, v), ArgumentError, "layer is 2; the cache has layers 0 to 1"),
             (lambda: cache.append(0, [one], k[:, :, :1], v), ArgumentError, r"k has shape .*; it takes \(1, 1, 2, 8\)"),
             (lambda: cache.append(0, [one], k, k), ArgumentError, r"v has shape .*; it takes \(1, 1, 2, 4\)"),
