@@ -63,7 +63,7 @@ def attention_decode(
         With `block_table`: a pool, [pages, page_size, heads_kv, head_dim or value_dim], pages of 1 to 256 rows. Any
         strides with a contiguous last dimension. Rows of no sequence may hold anything. Of q's dtype; or uint8, with
         `k_scales` and `v_scales`. Or k is a `KVCache` or a `PagedKVCache`, which stands for v, lengths, block_table and
-        scales as well, and is read in place.
+        scales as well, and is read in place; its capacity is what it has room for, not what it holds.
     lengths
         [batch]: how many keys each sequence has, those of its queries among them. Default: the capacity. In host
         memory: integers, which are checked and uploaded. On the device: int32, contiguous, used in place and **not
@@ -166,12 +166,12 @@ def attention_decode(
             pages = shape[1]
         return plan(device, arrays, pages)
 
-    if isinstance(cache, PagedKVCache):  # check before it brings lengths and pages to the device: as if of one page
+    if cache is not None:  # check before lengths and pages are brought to the device: as if those were of one page
         where = stream or k.device.default_stream
         check_device(where, k=k)
         there = in_place(q, stream=where, argument="q")
-        plan(where.device, (there, k, v), 1)
-        others |= _tables(cache, sequences, there.shape)
+        plan(where.device, (there, k, v), 1 if isinstance(cache, PagedKVCache) else None)
+        others |= _tables(cache, layer or 0, sequences, there.shape)
 
     if type(q) is type(k) is type(v) is DeviceTensor and (out is None or type(out) is DeviceTensor):
         if stream is None:
@@ -200,11 +200,15 @@ def _memory(
         return cache.keys(layer), cache.values(layer), cache.scales(layer) or (None, None)
     if sequences is not None:
         raise ArgumentError("sequences is given, and k is a KVCache, whose batch is all it holds")
-    return *cache.view(layer), (None, None)
+    return *cache.whole(layer), (None, None)
 
 
-def _tables(cache: PagedKVCache, sequences: Sequence[int] | None, shape: tuple[int, ...]) -> dict[str, DeviceTensor]:
-    """Return lengths and block table of sequences, for q of a shape."""
+def _tables(
+    cache: KVCache | PagedKVCache, layer: int, sequences: Sequence[int] | None, shape: tuple[int, ...]
+) -> dict[str, DeviceTensor]:
+    """Return a cache's lengths, and the block table of sequences in pages, for q of a shape."""
+    if isinstance(cache, KVCache):
+        return {"lengths": cache.lengths(layer)}
     sequences = cache.sequences if sequences is None else numbers(sequences)
     if len(sequences) != shape[0]:
         raise ArgumentError(f"sequences are {len(sequences)}; q has shape {shape}, a batch of {shape[0]}")

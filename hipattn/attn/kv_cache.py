@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
 from hipattn.errors import ArgumentError, CacheFullError, ClosedError
 from hipattn.kernels import kv_append
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import BFLOAT16, DeviceTensor, as_dtype
+from hipattn.tensor import BFLOAT16, INT32, DeviceTensor, as_dtype
 
 __all__ = ["KVCache"]
 
@@ -65,6 +66,7 @@ class KVCache:
             self._keys.buffer.close()
             raise
         self._lengths = [0] * layers
+        self._every_length: DeviceTensor | None = None  # [capacity + 1, batch]: row n is n, for each sequence
         self._layers = [(self._keys[at], self._values[at]) for at in range(layers)]  # every step asks for them
 
     @property
@@ -80,7 +82,8 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Device memory that the cache holds."""
-        return self._keys.nbytes + self._values.nbytes
+        lengths = 0 if self._every_length is None else self._every_length.nbytes
+        return self._keys.nbytes + self._values.nbytes + lengths
 
     def length(self, layer: int = 0) -> int:
         """Return how many tokens a layer holds."""
@@ -165,6 +168,29 @@ class KVCache:
         self._check_open()
         return self._layers[layer]
 
+    def lengths(self, layer: int = 0) -> DeviceTensor:
+        """Return how many tokens each sequence of a layer holds: [batch], int32, on the device.
+
+        What is returned never changes: ask again when the layer has grown. It is part of a table of all lengths up to
+        the capacity, 4 bytes for each token of the cache, which the first call uploads and waits for, so that no later
+        one has anything to do on the device.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such layer.
+        ClosedError
+            The cache is closed.
+        HipError
+            The upload fails.
+        """
+        layer = self._layer(layer)
+        self._check_open()
+        if self._every_length is None:
+            every = np.repeat(np.arange(self.capacity + 1, dtype=INT32)[:, None], self.batch, axis=1)
+            self._every_length = DeviceTensor.from_numpy(every, stream=self._keys.device.default_stream)
+        return self._every_length[self._lengths[layer]]
+
     def reset(self) -> None:
         """Forget all tokens. The memory stays allocated."""
         self._lengths = [0] * self.layers
@@ -183,8 +209,9 @@ class KVCache:
 
     def close(self) -> None:
         """Free the memory, after the work that uses it. Closing twice does nothing."""
-        self._keys.buffer.close()
-        self._values.buffer.close()
+        for tensor in (self._keys, self._values, self._every_length):
+            if tensor is not None:
+                tensor.buffer.close()
 
     def __enter__(self) -> KVCache:
         return self

@@ -11,7 +11,8 @@ import pytest
 
 import hipattn
 from hipattn import ArgumentError, DeviceTensor, Graph, KVCache, PagedKVCache, Stream, attention_decode
-from hipattn.kernels import float8
+from hipattn.attn.options import plan_decode
+from hipattn.kernels import flash_decode, float8
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.decode import Caches, check_decode, decode
@@ -404,6 +405,70 @@ def test_a_cache_in_one_piece_as_it_is(stream: Stream) -> None:
         cache.append(1, *upload(stream, k, v), stream=stream)
         out = attention_decode(upload(stream, q)[0], cache, layer=1, stream=stream)
     assert_close(out.numpy(), hipattn.attn.reference.attention(q, k, v, causal=True), atol=2e-3)
+
+
+def test_steps_over_a_cache_in_one_piece(stream: Stream) -> None:
+    """Layers of different lengths by turns, in two streams: what changes from token to token is one address."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((3, 40, heads, 24)).astype(np.float16) for heads in (4, 2, 2))
+    with Stream(stream.device) as other, KVCache(2, 3, 50, 2, 24, dtype=np.float16, stream=stream) as cache:
+        for layer in range(2):
+            for part in cache.whole(layer):
+                part.copy_from(np.full(part.shape, np.nan, np.float16), stream=stream)
+            cache.append(layer, *upload(stream, k[:, : 7 + layer], v[:, : 7 + layer]), stream=stream)
+        stream.sync()
+        options: dict[str, Any] = {"workspace": DeviceTensor.empty((3 * 4 * (2 * 25 + 1),), np.float32, stream=stream)}
+        options |= {"num_splits": 2}
+        counts, results = [], []
+        for at in range(7, 12):
+            outs = []
+            for layer, where in enumerate((stream, other)):
+                n = at + layer
+                query, *new = upload(where, *(x[:, n : n + 1] for x in (q, k, v)))
+                cache.append(layer, *new, stream=where)
+                outs.append(poisoned(where, (3, 1, 4, 24), np.float16))
+                own = options | ({} if where is stream else {"workspace": None})
+                with bindings.record() as calls:
+                    attention_decode(query, cache, layer=layer, out=outs[-1], stream=where, **own)
+            names = {name for name, _ in calls}
+            assert at == 7 or not [x for x in names if "Mem" in x or "Malloc" in x or "Event" in x or "Sync" in x]
+            counts.append((plan_decode.cache_info().misses, flash_decode._plan.cache_info().misses))
+            results.append([out.numpy() for out in outs])
+        assert counts[1:] == counts[1:2] * 4
+    for at, outs in zip(range(7, 12), results, strict=True):
+        for layer, out in enumerate(outs):
+            n = at + layer
+            expected = hipattn.attn.reference.attention(q[:, n : n + 1], k[:, : n + 1], v[:, : n + 1], causal=True)
+            assert_close(out, expected, atol=2e-3)
+
+
+def test_a_captured_call_keeps_its_length(stream: Stream) -> None:
+    """Neither the capture nor a launch of it changes what the calls beside it see."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 9, heads, 24)).astype(np.float16) for heads in (4, 2, 2))
+    with KVCache(1, 2, 20, 2, 24, dtype=np.float16, stream=stream) as cache:
+        query, keys, values = upload(stream, q[:, :1], k, v)
+        out = poisoned(stream, (2, 1, 4, 24), np.float16)
+
+        def step() -> None:
+            attention_decode(query, cache, out=out, num_splits=1, stream=stream)
+
+        def check(length: int) -> None:
+            expected = hipattn.attn.reference.attention(q[:, :1], k[:, :length], v[:, :length], causal=True)
+            assert_close(out.numpy(), expected, atol=2e-3)
+
+        cache.append(0, keys[:, :3], values[:, :3], stream=stream)
+        step()
+        cache.append(0, keys[:, 3:], values[:, 3:], stream=stream)
+        graph = Graph(stream, step)
+        cache.truncate(0, 5)
+        step()
+        check(5)
+        graph.launch()
+        check(9)
+        step()
+        check(5)
+        graph.close()
 
 
 def test_no_sequence_of_a_paged_cache(stream: Stream) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hipattn import ArgumentError, CacheFullError, ClosedError, KVCache, Stream
+from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.inputs import upload
 from tests.helpers.tolerance import DTYPES
@@ -118,6 +119,28 @@ def test_what_is_written_without_it_is_counted(stream: Stream) -> None:
         with pytest.raises(ArgumentError, match="tokens is -1"):
             cache.advance(1, -1)
         assert cache.length(1) == 3
+
+
+def test_lengths_on_the_device(stream: Stream) -> None:
+    """They stay as they are when the layer grows, are uploaded once, and are the cache's to free."""
+    before = live()
+    with KVCache(2, 3, 9, 2, 4, dtype=np.float32, stream=stream) as cache:
+        memory = cache.nbytes
+        empty = cache.lengths(1)
+        assert cache.nbytes == memory + 4 * 3 * 10
+        with bindings.record() as calls:
+            cache.advance(1, 9)
+            full = cache.lengths(1)
+            cache.truncate(1, 4)
+            some, other = cache.lengths(1), cache.lengths(0)
+        assert not calls
+        assert [x.numpy().tolist() for x in (empty, full, some, other)] == [[n] * 3 for n in (0, 9, 4, 0)]
+        assert all(x.dtype == np.int32 and x.is_contiguous for x in (empty, full))
+        with pytest.raises(ArgumentError, match="layer is 2"):
+            cache.lengths(2)
+    with pytest.raises(ClosedError):
+        cache.lengths(0)
+    assert live() == before
 
 
 def test_a_closed_cache_says_so(stream: Stream) -> None:
