@@ -316,7 +316,7 @@ def test_bad_prompts(stream: Stream, path: Path) -> None:
             session.choose()
             with pytest.raises(CacheFullError, match="the cache holds 9 of 9 tokens; 1 more do not fit"):
                 session.step()
-            with pytest.raises(ArgumentError, match=r"ids has shape \(1,\); it takes \(2,\)"):
+            with pytest.raises(ArgumentError, match=r"ids is int32 \(1,\), .* it takes int32 \(2,\), "):
                 session.step(session.ids[:1])
             with pytest.raises(ArgumentError, match="ids is list; it takes a DeviceTensor"):
                 session.step([1, 2])
