@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from hipattn.arguments import instance, integer
+from hipattn.attn.decode import attention_decode
 from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.errors import ArgumentError
 from hipattn.layers import LayerSpec, LayerWeights
@@ -35,7 +36,9 @@ class PagedPlan(ExecutionPlan):
     layers
         Their weights.
     cache
-        Where keys and values are kept. Its sequences may be forked, truncated and freed between runs.
+        Where keys and values are kept, in the dtype of the weights or as e4m3. Its sequences may be forked, truncated
+        and freed between runs. New tokens of sequences that all begin see each other as they were before they were
+        rounded to e4m3.
     batch
         How many sequences a run takes at most.
     tokens
@@ -74,13 +77,13 @@ class PagedPlan(ExecutionPlan):
         if not instance("spec", spec, LayerSpec).causal:
             raise ArgumentError("spec is not causal; a cache is for layers that do not see tokens to come")
         super().__init__(spec, layers, batch=batch, tokens=tokens, method=method, stream=stream)
-        kept = cache.layers, cache.heads_kv, cache.head_dim, cache.value_dim, cache.dtype
-        wanted = len(self.layers), spec.heads_kv, spec.head_dim, spec.head_dim, self.dtype
-        if kept != wanted:
+        kept = cache.layers, cache.heads_kv, cache.head_dim, cache.value_dim
+        wanted = len(self.layers), spec.heads_kv, spec.head_dim, spec.head_dim
+        if kept != wanted or (cache.dtype != self.dtype and cache.scales() is None):
             self.close()
             raise ArgumentError(
-                f"cache has (layers, heads_kv, head_dim, value_dim, dtype) {(*kept[:4], kept[4].name)}; the layers "
-                f"take {(*wanted[:4], wanted[4].name)}"
+                f"cache has (layers, heads_kv, head_dim, value_dim, dtype) {(*kept, cache.dtype.name)}; the layers "
+                f"take {(*wanted, self.dtype.name)}, or e4m3"
             )
         self.pages = cache
         self._sequences: tuple[int, ...] = ()
@@ -116,8 +119,6 @@ class PagedPlan(ExecutionPlan):
         self._sequences, self._new, self._before = tuple(sequences), tokens, before
         try:
             self.lengths, self._table = self.pages.lengths(sequences), self.pages.block_table(sequences)
-            if tokens == 1:
-                self._make_workspace(len(sequences), self._table.shape[1] * self.pages.page_size)
         except BaseException:
             self._undo(0)
             raise
@@ -153,8 +154,7 @@ class PagedPlan(ExecutionPlan):
     def _fixed(self, batch: int) -> Hashable:
         if not any(self._before):
             return None
-        assert self._workspace is not None
-        return batch, self._splits, *((x.pointer, x.shape) for x in (self.lengths, self._table, self._workspace))
+        return batch, *((x.pointer, x.shape) for x in (self.lengths, self._table))
 
     def _undo(self, length: int) -> None:  # noqa: ARG002
         for sequence, before in zip(self._sequences, self._before, strict=True):
@@ -163,11 +163,13 @@ class PagedPlan(ExecutionPlan):
 
     def _admit(self, layer: int, on: _Activations) -> dict[str, Any]:  # noqa: ARG002
         pools = {"k_cache": self.pages.keys(layer), "v_cache": self.pages.values(layer)}
-        return {**pools, "ends": self.lengths, "block_table": self._table}
+        return {**pools, "ends": self.lengths, "block_table": self._table, "scales": self.pages.scales(layer)}
 
     def _attend(self, layer: int, on: _Activations) -> None:
         if not any(self._before):
             self._attend_to(on.k, on.v, on)
             return
-        k, v = self.pages.keys(layer), self.pages.values(layer)
-        self._decode(k, v, self.lengths, on, block_table=self._table)
+        k_scales, v_scales = self.pages.scales(layer) or (None, None)
+        options: Any = {"block_table": self._table, "k_scales": k_scales, "v_scales": v_scales}
+        options |= {"out": on.attended, "stream": self.stream}
+        attention_decode(on.q, self.pages.keys(layer), self.pages.values(layer), self.lengths, **options)

@@ -14,7 +14,6 @@ from hipattn.arguments import instance, integer
 from hipattn.attn.decode import attention_decode
 from hipattn.attn.functional import attention
 from hipattn.attn.kv_cache import KVCache
-from hipattn.attn.options import EVERY_KEY
 from hipattn.errors import ArgumentError, CacheFullError
 from hipattn.kernels import activation, add, flash_decode, flash_fwd, norm, rope, rope_append
 from hipattn.kernels.rows import check_device
@@ -23,7 +22,7 @@ from hipattn.matmul import matmul
 from hipattn.runtime.device import Device
 from hipattn.runtime.replay import Replay
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor, as_dtype
+from hipattn.tensor import INT32, UINT8, DeviceTensor, as_dtype
 
 __all__ = ["ExecutionPlan", "check_method"]
 
@@ -34,8 +33,8 @@ MAX_SHAPES = 64  # whose views are kept
 class ExecutionPlan:
     """Layers over their weights, with the memory that they work in.
 
-    Nothing is allocated while they run but what `hipattn.attention` keeps for itself: with "staged" the scores, whose
-    memory doubles where a longer cache needs more.
+    Nothing is allocated while they run but what attention keeps from call to call, until `hipattn.free_scratch`: with
+    "staged" the scores, whose memory doubles where a longer cache needs more.
 
     Parameters
     ----------
@@ -122,7 +121,6 @@ class ExecutionPlan:
         self._present: DeviceTensor | None = None
         self._lengths: DeviceTensor | None = None  # of the step that is about to run
         self._length = 0  # which they are
-        self._workspace: DeviceTensor | None = None
         self._shapes: dict[tuple[int, int], _Activations] = {}
         self.cache: KVCache | None = None
         rows = self.batch * self.tokens
@@ -137,7 +135,6 @@ class ExecutionPlan:
                 self.cache = KVCache(*sizes, dtype=self.dtype, stream=self.stream)
                 if self._decodes and self.method != "staged":
                     self._lengths = DeviceTensor.empty((self.batch,), INT32, stream=self.stream)
-                    self._make_workspace(self.batch, capacity)
         except BaseException:
             self.close()
             raise
@@ -319,15 +316,6 @@ class ExecutionPlan:
             self._lengths.fill(length, stream=self.stream)
             self._length = length
 
-    def _make_workspace(self, batch: int, capacity: int) -> None:
-        """Allocate what `attention_decode` works in, for one query of each sequence."""
-        spec = self.spec
-        scores, dims = (batch, spec.heads, 1, capacity), (spec.heads_kv, spec.head_dim, spec.head_dim)
-        self._splits = flash_decode.best_splits(self.device, self.dtype, scores, *dims, (1.0, True, EVERY_KEY, None))
-        size = flash_decode.workspace_size(batch * spec.heads, self._splits, spec.head_dim)
-        if self._workspace is None or size > self._workspace.size:
-            self._workspace = DeviceTensor.empty((size,), FLOAT32, stream=self.stream)
-
     def truncate(self, length: int) -> None:
         """Forget the tokens of each sequence from `length` on.
 
@@ -427,7 +415,8 @@ class ExecutionPlan:
         if self.cache is None:
             self._attend_to(on.k, on.v, on)
         elif self._is_step(on):
-            self._decode(*self.cache.whole(layer), self._lengths, on, mask=self._present)
+            options: Any = {"mask": self._present, "out": on.attended, "stream": self.stream}
+            attention_decode(on.q, *self.cache.whole(layer), self._lengths, **options)
         else:
             self._attend_to(*self.cache.view(layer), on)
 
@@ -435,14 +424,6 @@ class ExecutionPlan:
         mask = None if self._present is None else self._present[..., : k.shape[1]]
         options: Any = {"causal": self.spec.causal, "mask": mask, "method": self._attention_method}
         attention(on.q, k, v, out=on.attended, stream=self.stream, **options)
-
-    def _decode(
-        self, k: DeviceTensor, v: DeviceTensor, lengths: DeviceTensor | None, on: _Activations, **options: Any
-    ) -> None:
-        """Let the last queries attend to a cache. With one each nothing is allocated."""
-        if on.q.shape[1] == 1:
-            options |= {"num_splits": self._splits, "workspace": self._workspace}
-        attention_decode(on.q, k, v, lengths, out=on.attended, stream=self.stream, **options)
 
     @property
     def _attention_method(self) -> str:
@@ -525,7 +506,7 @@ class ExecutionPlan:
         """Free the plan's memory and its cache, after the work that uses them. The weights stay."""
         self._replay.close()
         self._shapes.clear()
-        for tensor in (*self._memory.values(), self._lengths, self._workspace):
+        for tensor in (*self._memory.values(), self._lengths):
             if tensor is not None:
                 tensor.buffer.close()
         if self.cache is not None:

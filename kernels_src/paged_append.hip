@@ -7,48 +7,11 @@
 // page table[b, t / page_size]. A token whose place is not in the table, or whose page is not in the pool, is not
 // written. A row is one head of one token; the first half of the rows is k, the second v.
 //
-// Pools are of `scalar` too, and bits are copied; or with FP8 of e4m3, FNUZ or the OCP's: each element is divided by
-// its head's scale, in k_scales or v_scales, float [heads], and rounded.
+// Pools are of `scalar` too, or with FP8 of e4m3: see cache_store.h; k_scales and v_scales are float [heads].
 //
 // Bound by memory: each element is read and written once, VECTOR of them (16 bytes where alignment allows) an access.
-#include "float8.h"
+#include "cache_store.h"
 #include "rows.h"
-
-template <bool QUANTISED>
-struct Stored {
-    using Type = scalar;
-};
-template <>
-struct Stored<true> {
-    using Type = unsigned char;
-};
-using stored = Stored<FP8>::Type;
-
-// Writes up to VECTOR neighbours as they are.
-__device__ inline void put(const scalar* from, scalar* to, i64 left, float) {
-    if (left >= VECTOR) {
-        using Several = Vec<scalar, VECTOR>;
-        *reinterpret_cast<Several*>(to) = *reinterpret_cast<const Several*>(from);
-    } else {
-        for (int e = 0; e < VECTOR && e < left; ++e) to[e] = from[e];
-    }
-}
-
-// Writes up to VECTOR neighbours in e4m3.
-__device__ inline void put(const scalar* from, unsigned char* to, i64 left, float scale) {
-    float x[VECTOR];
-    load_row(x, from, 0, left, 0.0f);
-    Vec<unsigned char, VECTOR> codes;
-#pragma unroll
-    for (int e = 0; e < VECTOR; ++e) codes.at[e] = to_e4m3<FNUZ>(x[e] / scale);
-    if (left >= VECTOR) {
-        store_whole(codes, to);
-    } else {
-#pragma unroll
-        for (int e = 0; e < VECTOR; ++e)
-            if (e < left) to[e] = codes.at[e];
-    }
-}
 
 struct Token {
     int sequence, number, of;  // `number` of the `of` new tokens of the sequence

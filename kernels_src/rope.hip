@@ -11,6 +11,11 @@
 #include "rotary.h"
 #include "rows.h"
 
+__device__ inline void copy_vector(scalar* out, const scalar* x) {
+    using Several = Vec<scalar, VECTOR>;
+    *reinterpret_cast<Several*>(out) = *reinterpret_cast<const Several*>(x);
+}
+
 extern "C" __global__ __launch_bounds__(BLOCK) void rope(const RopeParams p) {
     const Share share = share_rows(p.row_shift, p.blocks_per_row);
     const i64 rows = static_cast<i64>(p.batch) * p.tokens * p.heads;  // the host checks that an unsigned holds it

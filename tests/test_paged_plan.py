@@ -12,24 +12,29 @@ import pytest
 from numpy.typing import NDArray
 
 from hipattn import ArgumentError, HipError, PagedKVCache, PagedPlan, Stream
+from hipattn.attn.options import plan_decode
 from hipattn.errors import OutOfPagesError
-from hipattn.kernels import flash_decode
 from tests.helpers.layer_oracle import random_weights, upload_layers
 from tests.helpers.tolerance import DTYPES
+from tests.kernels.test_paged_append import quantised, same_floats
 from tests.test_plan import LLAMA, check, embeddings
 
 FLOAT32 = DTYPES[0]
 
 
 @contextmanager
-def planned(stream: Stream, weights: list[Any], *, pages: int = 40, page_size: int = 4) -> Iterator[PagedPlan]:
+def planned(
+    stream: Stream, weights: list[Any], *, pages: int = 40, page_size: int = 4, **options: Any
+) -> Iterator[PagedPlan]:
     """A plan whose cache is full of NaN."""
-    on_device, dtype = upload_layers(stream, weights), weights[0]["qkv"].dtype
+    on_device = upload_layers(stream, weights)
     sizes = len(weights), pages, page_size, LLAMA.heads_kv, LLAMA.head_dim
-    with PagedKVCache(*sizes, dtype=dtype, stream=stream) as cache:
+    options = {"dtype": weights[0]["qkv"].dtype} | options
+    with PagedKVCache(*sizes, **options, stream=stream) as cache:
         for layer in range(cache.layers):
             for pool in (cache.keys(layer), cache.values(layer)):
-                pool.copy_from(np.full(pool.shape, np.nan, dtype), stream=stream)
+                nan = np.full(pool.shape, np.nan, np.float32).astype(cache.dtype)
+                pool.copy_from(nan.view(pool.dtype), stream=stream)
         with PagedPlan(LLAMA, on_device, cache, batch=4, tokens=80, stream=stream) as plan:
             yield plan
     for each in on_device:
@@ -68,16 +73,41 @@ def test_sequences_that_come_and_go(stream: Stream, dtype: np.dtype[Any]) -> Non
         check(third_alone, LLAMA, weights, x[2:, :7])
 
 
-def test_the_number_of_splits_is_counted_once(stream: Stream) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_cache_of_eight_bits(stream: Stream, dtype: np.dtype[Any]) -> None:
+    """It holds what the other does, quantised by each head's scale; and what comes of it is near."""
+    weights = [random_weights(LLAMA, dtype, seed) for seed in range(2)]
+    x = embeddings(2, 9, dtype)
+    per_head = np.arange(1, LLAMA.heads_kv + 1)
+    scales = [np.stack([per_head / first, per_head / (2 * first)]) for first in (37, 5)]
+    options: Any = {"dtype": "float8_e4m3", "k_scales": scales[0], "v_scales": scales[1]}
+    with planned(stream, weights) as plain, planned(stream, weights, **options) as plan:
+        results = []
+        for each in (plain, plan):
+            sequences = [each.pages.new(), each.pages.new()]
+            parts = [run(each, sequences, x[:, :5])] + [run(each, sequences, x[:, at : at + 1]) for at in range(5, 9)]
+            results.append(np.concatenate(parts, axis=1).astype(np.float64))
+        for name, scale in (("keys", scales[0][0]), ("values", scales[1][0])):
+            kept, stored = (getattr(each.pages, name)(0).numpy() for each in (plain, plan))
+            expected = quantised(kept, scale.astype(np.float32), plan.pages.dtype)
+            assert np.isfinite(kept.astype(np.float32)).sum() == 2 * 9 * LLAMA.heads_kv * LLAMA.head_dim
+            assert same_floats(stored.view(plan.pages.dtype), expected)
+    wanted, found = results
+    assert np.array_equal(found[:, :5], wanted[:, :5])  # sees no cache
+    errors = np.abs(found - wanted)[:, 5:].max() / np.abs(wanted).max()
+    assert 1e-3 < errors < 0.05, errors
+
+
+def test_a_call_is_planned_once(stream: Stream) -> None:
     """Not for each token, while the block table keeps its width."""
     weights = [random_weights(LLAMA, FLOAT32, 0)]
     with planned(stream, weights) as plan:
         sequence = plan.pages.new()
-        plan.extend([sequence], 6)
-        flash_decode._splits.cache_clear()
-        plan.extend([sequence], 1)
-        plan.extend([sequence], 1)
-        assert flash_decode._splits.cache_info()[:2] == (1, 1)
+        run(plan, [sequence], embeddings(1, 6, FLOAT32))
+        plan_decode.cache_clear()
+        for _ in range(2):
+            run(plan, [sequence], embeddings(1, 1, FLOAT32))
+        assert plan_decode.cache_info()[:2] == (1, 1)
 
 
 def test_long_beginnings(stream: Stream) -> None:

@@ -12,6 +12,7 @@ from hipattn.arguments import integer, number
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
+from hipattn.kernels.float8 import E4M3_FNUZ, e4m3
 from hipattn.kernels.operands import Operand, addresses, operands
 from hipattn.kernels.rope import MAX_POSITION, STYLES, RopeTable, pairs_of, quarters
 from hipattn.kernels.rows import BLOCK, share, vector_width, widest
@@ -19,7 +20,7 @@ from hipattn.layout import overlaps
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import INT32, DeviceTensor, as_dtype
+from hipattn.tensor import FLOAT32, INT32, UINT8, DeviceTensor, as_dtype
 
 __all__ = ["RopeAppendParams", "defaults", "launch", "specialise"]
 
@@ -35,6 +36,7 @@ class RopeAppendParams(Arguments):
     _fields_ = (
         ("x", _NewPointers),
         ("cache", _CachePointers),
+        ("scales", _CachePointers),
         ("ends", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("start", ctypes.c_int64),
@@ -49,9 +51,9 @@ class RopeAppendParams(Arguments):
     )
 
 
-def specialise(dtype: str, vector: int, *, style: str) -> Specialisation:
-    """Return the kernel for a dtype, `vector` pairs a thread at a time, and a style."""
-    constants = {"BLOCK": BLOCK, "VECTOR": vector, "INTERLEAVED": style == "interleaved"}
+def specialise(dtype: str, vector: int, *, style: str, fp8: bool = False, fnuz: bool = False) -> Specialisation:
+    """Return the kernel for a dtype, `vector` pairs a thread at a time, a style, caches of e4m3 and which one."""
+    constants = {"BLOCK": BLOCK, "VECTOR": vector, "INTERLEAVED": style == "interleaved", "FP8": fp8, "FNUZ": fnuz}
     return Specialisation("rope_append", "rope_append", RopeAppendParams, constants, {"scalar": dtype})
 
 
@@ -75,6 +77,7 @@ def launch(
     start: int = 0,
     ends: DeviceTensor | None = None,
     block_table: DeviceTensor | None = None,
+    scales: tuple[DeviceTensor, DeviceTensor] | None = None,
     stream: Stream,
 ) -> None:
     """Turn queries and keys in place, as `rope.launch` does, and copy keys and values to where their tokens belong.
@@ -86,7 +89,7 @@ def launch(
     v : [batch, tokens, heads_kv, value_dim]
         Likewise, of the same dtype.
     k_cache, v_cache : [batch, capacity, heads_kv, head_dim or value_dim]
-        Likewise. With `block_table`: pools, [pages, page_size, heads_kv, head_dim or value_dim].
+        Likewise; with `scales` uint8. With `block_table`: pools, [pages, page_size, heads_kv, head_dim or value_dim].
     style, base, rotary_dim, factors
         As of `rope.launch`. With `rotary_dim` 0 nothing is turned.
     start
@@ -97,6 +100,8 @@ def launch(
         place in the cache is not written.
     block_table : [batch, max_pages] of int32, contiguous rows
         The pages of each sequence, not checked either. It takes `ends`.
+    scales : two of [heads_kv]
+        As of `paged_append.launch`: caches hold e4m3 of what a key, turned, or a value is in its dtype.
     stream
         Where the launch is added.
 
@@ -108,7 +113,8 @@ def launch(
         The launch fails.
     """
     needed = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
-    optional = {"ends": ends, "block_table": block_table}
+    k_scales, v_scales = scales or (None, None)
+    optional = {"ends": ends, "block_table": block_table, "k_scales": k_scales, "v_scales": v_scales}
     plan = _plan(stream.device, style, rotary_dim, operands(stream, needed, optional))
     if number("base", base) <= 0:
         raise ArgumentError(f"base is {base}; it takes a number above 0")
@@ -124,10 +130,13 @@ def launch(
     if plan is None:
         return
     kernel, config, pairs, numbers = plan
-    *pointers, where, pages = addresses(stream, *needed.values(), *optional.values())
-    operands_at = _NewPointers(*pointers[: len(_NEW)]), _CachePointers(*pointers[len(_NEW) :])
+    *pointers, k_cache_at, v_cache_at, where, pages, k_scales_at, v_scales_at = addresses(
+        stream, *needed.values(), *optional.values()
+    )
+    caches, per_head = _CachePointers(k_cache_at, v_cache_at), _CachePointers(k_scales_at, v_scales_at)
     tables = quarters(pairs, base, factors)
-    kernel.launch(stream, config, RopeAppendParams(*operands_at, where, pages, start, *numbers, *tables))
+    p = RopeAppendParams(_NewPointers(*pointers), caches, per_head, where, pages, start, *numbers, *tables)
+    kernel.launch(stream, config, p)
 
 
 @lru_cache(maxsize=4096)
@@ -153,9 +162,11 @@ def _plan(
         )
     # A thread takes whole vectors of pairs, of the rest and of values.
     widths = pairs, rest, v_dim
-    vector = vector_width(*((address, dtype.itemsize, (*steps[:3], *widths)) for *_, steps, address in rows))
+    vector = vector_width(*((at, kind.itemsize, (*steps[:3], *widths)) for _, kind, _, steps, at in rows))
     row_shift, blocks_per_row, config = share(count, columns, vector)
-    kernel = load(specialise(dtype.name, vector, style=style), device)
+    fp8 = "k_scales" in named
+    fnuz = fp8 and e4m3(device.arch) == E4M3_FNUZ
+    kernel = load(specialise(dtype.name, vector, style=style, fp8=fp8, fnuz=fnuz), device)
     steps = [steps[:3] for *_, steps, _ in rows]
     new, caches = zip(*steps[: len(_NEW)], strict=True), zip(*steps[len(_NEW) :], strict=True)
     strides = *(_NewSteps(*each) for each in new), *(_CacheSteps(*each) for each in caches)
@@ -170,7 +181,10 @@ def _check(named: Mapping[str, Operand]) -> tuple[int, int]:
         _, kind, shape, strides, _ = named[name]
         if len(shape) != 4:
             raise ArgumentError(f"{name} has shape {shape}; it takes 4 dimensions, [.., .., heads, dim]")
-        if kind != dtype:
+        if "k_scales" in named and name in _CACHES:
+            if kind != UINT8:
+                raise ArgumentError(f"{name} is {kind.name}; with scales it takes uint8")
+        elif kind != dtype:
             raise ArgumentError(f"{name} is {kind.name}; q is {dtype.name}, and all take the same")
         if shape[3] > 1 and strides[3] != 1:
             raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
@@ -190,12 +204,16 @@ def _check(named: Mapping[str, Operand]) -> tuple[int, int]:
     if k_cache[0] * k_cache[1] >= 2**31 or (paged and not k_cache[1]):
         raise ArgumentError(f"k_cache has {k_cache[0]} * {k_cache[1]} tokens; it takes 1 or more, fewer than 2^31")
     max_pages = (named["block_table"][2] or (0,))[-1] if paged else 1
-    for name, shape in (("ends", (batch,)), ("block_table", (batch, max_pages))):
+    for name, wanted_kind, wanted in (
+        ("ends", INT32, (batch,)),
+        ("block_table", INT32, (batch, max_pages)),
+        *((name, FLOAT32, k[2:3]) for name in ("k_scales", "v_scales")),
+    ):
         if name in named:
             _, kind, size, strides, _ = named[name]
-            if kind != INT32 or size != shape or (size[-1] > 1 and strides[-1] != 1):
+            if kind != wanted_kind or size != wanted or (size[-1] > 1 and strides[-1] != 1):
                 raise ArgumentError(
-                    f"{name} is {kind.name} {size} with strides {strides}; it takes int32 {shape}, the last dimension "
-                    "contiguous"
+                    f"{name} is {kind.name} {size} with strides {strides}; it takes {wanted_kind.name} {wanted}, the "
+                    "last dimension contiguous"
                 )
     return max_pages, named["block_table"][3][0] if paged else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from hipattn.arguments import integer
 from hipattn.attn.paged_cache import PagedKVCache
@@ -61,6 +62,7 @@ class BatchGeneration:
         batch: int,
         page_size: int,
         pages: int | None,
+        dtype: npt.DTypeLike,
     ) -> None:
         self._model, self._max_tokens, self._sampling = model, integer("max_tokens", max_tokens, 1), sampling
         self._answers = [_Answer(i, list(ids), model.tokenizer.stream()) for i, ids in enumerate(prompts)]
@@ -77,7 +79,7 @@ class BatchGeneration:
             raise ArgumentError(
                 f"pages is {pages}; the longest prompt and its answer take {each} of {page_size} tokens"
             )
-        self._longest = longest
+        self._longest, self._dtype = longest, dtype
         self._pieces = self._run()
 
     @property
@@ -105,7 +107,7 @@ class BatchGeneration:
         sizes = len(model.layers), self._pages, self._page_size, spec.heads_kv, spec.head_dim
         with (
             Stream(model.stream.device) as stream,  # in which no other thread disturbs the capture of a step
-            PagedKVCache(*sizes, dtype=model.dtype, stream=stream) as cache,
+            PagedKVCache(*sizes, dtype=self._dtype, stream=stream) as cache,
             PagedPlan(
                 spec,
                 model.layers,

@@ -237,6 +237,7 @@ class Llama:
         batch: int = 8,
         page_size: int = 16,
         pages: int | None = None,
+        cache_dtype: str | None = None,
     ) -> BatchGeneration:
         """Answer several prompts at once: as one answer ends, the next prompt takes its place.
 
@@ -250,6 +251,9 @@ class Llama:
             How many are answered at a time, at most.
         page_size, pages
             Of the `PagedKVCache` that they share. Default: as many pages as `batch` of the longest take.
+        cache_dtype
+            "float8_e4m3": the cache holds keys and values in 8 bits, and answers may differ. Default: the model's
+            dtype.
 
         Returns
         -------
@@ -266,7 +270,12 @@ class Llama:
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         sequences = [self._prompt(prompt) for prompt in prompts]
-        return BatchGeneration(self, sequences, max_tokens, sampling, batch=batch, page_size=page_size, pages=pages)
+        if cache_dtype not in (None, "float8_e4m3"):
+            raise ArgumentError(f"cache_dtype is {cache_dtype!r}; accepted: 'float8_e4m3', or None for the model's")
+        dtype = cache_dtype or self.dtype
+        return BatchGeneration(
+            self, sequences, max_tokens, sampling, batch=batch, page_size=page_size, pages=pages, dtype=dtype
+        )
 
     def _prompt(self, prompt: str | Sequence[Message] | Sequence[int]) -> list[int]:
         is_text = isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray)

@@ -70,8 +70,3 @@ __device__ inline void store(const Pairs& pairs, scalar* out) {
     store_vector(pairs.values[0], out + pairs.first);
     store_vector(pairs.values[1], out + pairs.second);
 }
-
-__device__ inline void copy_vector(scalar* out, const scalar* x) {
-    using Several = Vec<scalar, VECTOR>;
-    *reinterpret_cast<Several*>(out) = *reinterpret_cast<const Several*>(x);
-}

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from hipattn import ArgumentError, DeviceTensor, Stream
-from hipattn.kernels import rope, rope_append, rows
+from hipattn.kernels import float8, rope, rope_append, rows
 from tests.helpers.padded import same_bits
 from tests.helpers.pairwise import pairwise
 from tests.helpers.tolerance import DTYPES
-from tests.kernels.test_paged_append import bits, table_of
+from tests.kernels.test_paged_append import bits, quantised, table_of
 from tests.kernels.test_rope import turned
 
 BATCH, HEADS, HEADS_KV = 3, 4, 2
@@ -27,8 +27,10 @@ CASES = pairwise(
         "page_size": (None, 1, 4, 16),
         "tokens": (1, 3),
         "packed": (True, False),
+        "fp8": (False, True),
     }
 )
+SCALES = np.array([[1, 0.37], [2.0**-8, 3]], np.float32)  # of keys and of values; some are too large for e4m3
 
 
 def randoms(shape: tuple[int, ...], dtype: Any, seed: int) -> NDArray[Any]:
@@ -62,14 +64,20 @@ def test_is_rope_and_an_append(stream: Stream, case: dict[str, Any]) -> None:
         expected.append(alone.numpy())
     pages, slots = (BATCH, 21) if page_size is None else (60, page_size)
     table = None if page_size is None else table_of(pages, ENDS, page_size)
-    caches = [bits((pages, slots, HEADS_KV, size), dtype, size) for size in (dim, v_dim)]
+    kept = np.dtype(np.uint8) if case["fp8"] else dtype
+    caches = [bits((pages, slots, HEADS_KV, size), kept, size) for size in (dim, v_dim)]
     on_device = [DeviceTensor.from_numpy(cache, stream=stream) for cache in caches]
-    where = {"ends": ends, "block_table": None if table is None else DeviceTensor.from_numpy(table, stream=stream)}
+    where: Any = {"ends": ends, "block_table": None if table is None else DeviceTensor.from_numpy(table, stream=stream)}
+    stored = [expected[1], v]
+    if case["fp8"]:
+        kind = float8.e4m3(stream.device.arch)
+        where["scales"] = tuple(DeviceTensor.from_numpy(each, stream=stream) for each in SCALES)
+        stored = [quantised(x, scale, kind).view(np.uint8) for x, scale in zip(stored, SCALES, strict=True)]
     rope_append.launch(*tensors, *on_device, **options, **where, stream=stream)
     for b, t in np.ndindex(BATCH, tokens):
         position = ENDS[b] - tokens + t
         page = b if table is None else table[b, position // slots]
-        for cache, array in zip(caches, (expected[1], v), strict=True):
+        for cache, array in zip(caches, stored, strict=True):
             cache[page, position % slots] = array[b, t]
     for found, wanted in zip((*tensors, *on_device), (*expected, v, *caches), strict=True):
         assert same_bits(found.numpy(), np.ascontiguousarray(wanted))
@@ -134,6 +142,8 @@ def test_refuses(stream: Stream) -> None:
     good: dict[str, Any] = {"q": zeros(2, 3, 4, 8), "k": zeros(2, 3, 2, 8), "v": zeros(2, 3, 2, 4)}
     good |= {"k_cache": zeros(2, 5, 2, 8), "v_cache": zeros(2, 5, 2, 4), "style": "half"}
     ends, table = zeros(2, dtype=np.int32), zeros(2, 3, dtype=np.int32)
+    bytes_ = {name: zeros(*good[name].shape, dtype=np.uint8) for name in ("k_cache", "v_cache")}
+    scale = zeros(2, dtype=np.float32)
     for changes, message in (
         ({"style": "neox"}, "style is 'neox'"),
         ({"start": 3}, "start is 3; a cache of 5 takes 3 tokens at 0 to 2"),
@@ -149,6 +159,10 @@ def test_refuses(stream: Stream) -> None:
         ({"k_cache": good["v_cache"]}, "k_cache has shape"),
         ({"v_cache": good["v_cache"][:1]}, "v_cache has shape"),
         ({"v": zeros(2, 3, 2, 4, dtype=np.float32)}, "v is float32; q is float16"),
+        ({"scales": (scale, scale)}, "k_cache is float16; with scales it takes uint8"),
+        (bytes_, "k_cache is uint8; q is float16"),
+        (bytes_ | {"scales": (scale, scale[:1])}, r"v_scales is float32 \(1,\)"),
+        (bytes_ | {"scales": (ends, scale)}, "k_scales is int32"),
         ({"q": zeros(2, 3, 4, 8, dtype=np.int32)}, "q's dtype is int32"),
         ({"q": zeros(2, 3, 4, 16)[..., ::2]}, "q has strides"),
         ({"q": zeros(2, 3, 1, 8).broadcast_to((2, 3, 4, 8))}, "q has shape .* must not overlap"),

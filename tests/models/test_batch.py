@@ -32,6 +32,19 @@ def test_greedy(stream: Stream, path: Path, batch: int, page_size: int) -> None:
     assert answers.ended == ["length"] * len(PROMPTS)
 
 
+def test_a_cache_of_eight_bits(stream: Stream, path: Path) -> None:
+    """What is first said sees no cache yet; all is the same as alone."""
+    options: dict[str, Any] = {"max_tokens": 5, "page_size": 4, "cache_dtype": "float8_e4m3"}
+    with Llama(GGUFFile(path), dtype=np.float32, stream=stream) as model:
+        answers = model.generate_batch(PROMPTS, batch=3, **options)
+        answers.texts()
+        alone = [model.generate_batch([prompt], **options) for prompt in PROMPTS]
+        for each in alone:
+            each.texts()
+    assert answers.tokens == [each.tokens[0] for each in alone]
+    assert [tokens[0] for tokens in answers.tokens] == [reference(path).generate(prompt, 1)[0] for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 1}])
 def test_graphs_change_nothing(
     stream: Stream, path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -118,6 +131,7 @@ def test_bad_arguments(stream: Stream, path: Path) -> None:
             ([IDS, [-1]], {}, "tokens has -1 to -1"),
             ([IDS], {"batch": 0}, "batch is 0; it takes an integer of 1 or more"),
             ([IDS], {"page_size": 0}, "page_size is 0"),
+            ([IDS], {"cache_dtype": "float8"}, "cache_dtype is 'float8'; accepted: 'float8_e4m3'"),
             ([IDS], {"max_tokens": 0}, "max_tokens is 0"),
             ([IDS, IDS[:1]], {"max_tokens": 4, "page_size": 4, "pages": 2}, "pages is 2; the longest prompt .* take 3"),
         ):
