@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from hipattn.errors import CompileError, HipError
+from hipattn.platforms.cpu import libraries
 from tests.platforms.cpu.simulator import ARCHS, WAVE, compiled, run
 
 EMPTY = "__global__ void kernel() {}"
@@ -396,6 +402,27 @@ def test_index_outside_an_array() -> None:
     code = 'extern "C" __global__ void kernel(int* p) { __shared__ int s[8]; s[p[0]] = 1; p[1] = s[p[2]]; }'
     with pytest.raises(HipError, match="hipErrorIllegalAddress"):
         run(code, "gfx942", np.array([9, 0, 1], np.int32), block=1)
+
+
+def test_a_damaged_header_is_made_anew(tmp_path: Path) -> None:
+    """The prelude is parsed once, and beside the libraries from then on."""
+    built = libraries()["hiprtc"].parent
+    folder = tmp_path / "platforms" / built.name
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("prelude-*"))
+    (tmp_path / "zig").symlink_to(built.parent.parent / "zig")
+    script = "from hipattn.compiler.program import Program; Program({!r}).compile('gfx1100')"
+    environment = os.environ | {"HIPATTN_CACHE_DIR": str(tmp_path), "HIPATTN_PLATFORM": "cpu"}
+
+    def headers(name: str) -> list[Path]:
+        subprocess.run([sys.executable, "-c", script.format(EMPTY.replace("kernel", name))], env=environment, check=True)
+        return list(folder.glob("prelude-*.pch"))
+
+    (header,) = headers("first")
+    whole = header.stat().st_size
+    header.write_bytes(header.read_bytes()[: whole // 2])
+    assert headers("second") == []
+    assert [path.stat().st_size for path in headers("third")] == [whole]
+    assert sorted(path.suffix for path in folder.glob("prelude-*")) == [".h", ".pch"]
 
 
 def test_a_small_kernel_compiles_fast() -> None:

@@ -9,6 +9,7 @@
 #include "../../abi/hiprtc_abi.h"
 #include "hiprtc/elf.h"
 #include "hiprtc/options.h"
+#include "hiprtc/precompiled.h"
 #include "hiprtc/process.h"
 #include "hiprtc/source.h"
 #include "sim_abi.h"
@@ -27,11 +28,12 @@ const char* const PREPROCESS_FLAGS[] = {"-E", "-x", "c++", "-UNDEBUG", "-nostdin
 // Floats are computed as the kernel says, with fused multiply-add as HIP's default. An index outside an array of
 // known size traps.
 const char* const COMPILE_FLAGS[] = {
-    "-shared", "-fPIC", "-nostdlib++", "-nostdinc", "-nostdinc++", "-fno-exceptions", "-fno-rtti", "-fdeclspec",
+    "-fPIC", "-nostdinc", "-nostdinc++", "-fno-exceptions", "-fno-rtti", "-fdeclspec",
     // Cross-lane operations keep their place in the control flow; a frame larger than the guard page touches it.
     "-fconvergent-functions", "-fstack-clash-protection",
     "-fno-math-errno", "-ffp-contract=fast-honor-pragmas", "-fno-sanitize=all", "-fsanitize=array-bounds",
-    "-fsanitize-trap=array-bounds", "-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi", "-Wl,-Bsymbolic"};
+    "-fsanitize-trap=array-bounds", "-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi"};
+const char* const LINK_FLAGS[] = {"-shared", "-nostdlib++", "-Wl,-Bsymbolic", "-lm"};
 
 #if defined(__x86_64__)
 bool cpu_is_v3() {
@@ -149,7 +151,8 @@ bool compile(Program& p, int count, const char* const* given) {
         p.log.add("error: HIPATTN_CPU_CXX_COMMAND and HIPATTN_CPU_DEVICE_INCLUDE must name the compiler and the device headers\n");
         return false;
     }
-    Folder folder;
+    const char* temporary = getenv("TMPDIR");
+    Folder folder(Text(temporary && *temporary ? temporary : "/tmp").add("/hiprtc-").c_str());
     if (!folder.path.size) {
         p.log.format("error: cannot make a temporary folder: %s\n", strerror(errno));
         return false;
@@ -184,17 +187,31 @@ bool compile(Program& p, int count, const char* const* given) {
         host.add(module_table(rewriter, p.expressions, options.max_threads));
         done = write_file((folder / "kernel.cpp").c_str(), host.c_str(), host.size);
 
-        add_target(compiler, second);
         for (const char* o : COMPILE_FLAGS) second.add(o);
+        size_t fixed = second.count;
+        add_target(compiler, second);
         second.add(Text("-D__").add(options.arch->name).add("__=1"));
         add_all(second, options.compile);
-        second.add("-include");
-        second.add(prelude);
-        second.add(folder / "kernel.cpp");
-        second.add("-o");
-        second.add(folder / "kernel.so");
-        second.add("-lm");
-        done = done && !run_command(second, folder, "out", "log", p.log) && read_file((folder / "kernel.so").c_str(), p.code) &&
+        // With options of the caller's there would be a header for each set of them.
+        Text header = options.usual ? precompiled(second, second.count - fixed, prelude) : Text();
+        Text log = p.log;
+        auto run = [&](const char* include, const Text& what) {
+            List<Text> whole;
+            add_all(whole, second);
+            for (const char* o : LINK_FLAGS) whole.add(o);
+            whole.add(include);
+            whole.add(what);
+            whole.add(folder / "kernel.cpp");
+            whole.add("-o");
+            whole.add(folder / "kernel.so");
+            p.log = log;
+            return !run_command(whole, folder, "out", "log", p.log);
+        };
+        bool with_header = done && header.size && run("-include-pch", header);
+        if (!with_header) done = done && run("-include", prelude);
+        if (done && !with_header && header.size) unlink(header.c_str());  // it was damaged
+        done = done &&
+               read_file((folder / "kernel.so").c_str(), p.code) &&
                inspect(p, options, rewriter, preprocessed, (folder / "kernel.so").c_str());
     }
     tidy_log(p.log, folder, options.arch->name);

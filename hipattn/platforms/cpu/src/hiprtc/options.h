@@ -14,6 +14,7 @@ struct Options {
     unsigned max_threads = 1024;  // of a kernel without __launch_bounds__
     List<Text> preprocess;        // macros and include paths: for the first pass only
     List<Text> compile;           // for both
+    bool usual = false;           // these are a level and a standard
 };
 
 // "gfx942:sramecc+:xnack-" names gfx942; RDNA has no such features.
@@ -111,6 +112,7 @@ static bool parse_options(int count, const char* const* given, Options& options,
         log.format("error: unsupported HIP gpu architecture: %s\n", arch);
         return false;
     }
+    options.usual = options.compile.count == !standard;
     options.compile.add(level);
     if (standard) options.compile.add(standard);
     return true;

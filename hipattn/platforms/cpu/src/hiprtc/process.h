@@ -13,13 +13,12 @@
 
 extern char** environ;
 
-// A folder that goes with everything in it.
+// A folder of its own, which goes with everything in it; without a path where it cannot be made.
 struct Folder {
     Text path;
 
-    Folder() {
-        const char* parent = getenv("TMPDIR");
-        path.format("%s/hiprtc-XXXXXX", parent && *parent ? parent : "/tmp");
+    explicit Folder(const char* prefix) {
+        path.add(prefix).add("XXXXXX");
         if (!mkdtemp(path.data)) path = Text();
     }
     ~Folder() {
