@@ -5,6 +5,9 @@
 // Arithmetic in float32. A row of -inf (no key is seen) gives zeros and LSE -inf; a row that holds a NaN or +inf
 // gives NaN throughout, through the sum: the maximum drops NaN.
 //
+// With CAUSAL rows are [matrices, seq_q], and query i sees the keys up to i + columns - seq_q: as if -inf stood behind
+// them, which is not read.
+//
 // GROUP threads take a row: part of a wave, a wave, or the block, whose waves meet in LDS. A row of at most
 // GROUP * HELD elements is read once and stays in registers. A longer one (HELD = 0) is read twice: first for
 // its maximum and sum together, the sum rescaled as the maximum grows; then to be written. No row has to fit in
@@ -41,6 +44,7 @@ struct Row {
     const in_scalar* in;
     out_scalar* out;
     i64 columns;
+    i64 seen;  // of them; the others are -inf
     int thread;  // in the group
 };
 
@@ -57,15 +61,19 @@ __device__ inline Sum softmax_held(const Row& row, float* scratch) {
     const int whole = static_cast<int>(row.columns) & -VECTOR;
     const int tail = whole + row.thread;
     const bool has_tail = tail < row.columns;
+    const int seen = static_cast<int>(row.seen);
 
     float x[VECTORS][VECTOR];
-    float last = has_tail ? static_cast<float>(row.in[tail]) : -INF;
+    float last = tail < (CAUSAL ? seen : row.columns) ? static_cast<float>(row.in[tail]) : -INF;
     float highest = last;
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
         const int column = (v * GROUP + row.thread) * VECTOR;
-        if (column < whole) {
+        if (column < whole && (!CAUSAL || column < seen)) {
             load_vector(x[v], row.in + column);
+            if constexpr (CAUSAL)
+#pragma unroll
+                for (int e = 1; e < VECTOR; ++e) x[v][e] = column + e < seen ? x[v][e] : -INF;
         } else {
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) x[v][e] = -INF;
@@ -99,23 +107,27 @@ __device__ inline Sum softmax_held(const Row& row, float* scratch) {
     return sum;
 }
 
-// Gives each of the thread's vectors of a row to `take`, with its column. AT_ONCE of them come from memory together.
+constexpr int STEP = GROUP * VECTOR;
+
+// Gives each of the thread's vectors of what is seen of a row to `take`, with its column, and returns the column of the
+// first that is not. AT_ONCE of them come from memory together.
 template <class Take>
-__device__ inline void stream(const Row& row, Take take) {
-    constexpr int STEP = GROUP * VECTOR, AT_ONCE = 4;
+__device__ inline i64 stream(const Row& row, Take take) {
+    constexpr int AT_ONCE = 4;
     i64 column = row.thread * VECTOR;
-    for (; column + (AT_ONCE - 1) * STEP + VECTOR <= row.columns; column += AT_ONCE * STEP) {
+    for (; column + (AT_ONCE - 1) * STEP + VECTOR <= row.seen; column += AT_ONCE * STEP) {
         float x[AT_ONCE][VECTOR];
 #pragma unroll
         for (int v = 0; v < AT_ONCE; ++v) load_vector(x[v], row.in + column + v * STEP);
 #pragma unroll
         for (int v = 0; v < AT_ONCE; ++v) take(x[v], column + v * STEP);
     }
-    for (; column < row.columns; column += STEP) {
+    for (; column < row.seen; column += STEP) {
         float x[VECTOR];
-        load_row(x, row.in, column, row.columns, -INF);
+        load_row(x, row.in, column, row.seen, -INF);
         take(x, column);
     }
+    return column;
 }
 
 __device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
@@ -133,12 +145,19 @@ __device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
     sum.shift = shift_of(group_max(highest, scratch));
     sum.total = group_sum(total * exp_above(highest, sum.shift), scratch);
     const float inverse = sum.inverse();
-    stream(row, [&](const float(&x)[VECTOR], i64 column) {
+    i64 column = stream(row, [&](const float(&x)[VECTOR], i64 column) {
         float y[VECTOR];
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) y[e] = exp_above(x[e], sum.shift) * inverse;
         store_row(y, row.out, column, row.columns);
     });
+    if constexpr (CAUSAL) {
+        // NaN where the row has one, as in the other form.
+        float hidden[VECTOR];
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) hidden[e] = exp_above(-INF, sum.shift) * inverse;
+        for (; column < row.columns; column += STEP) store_row(hidden, row.out, column, row.columns);
+    }
     return sum;
 }
 
@@ -148,10 +167,16 @@ extern "C" __global__ __launch_bounds__(BLOCK) void attention_softmax(const Soft
     for (i64 base = static_cast<i64>(blockIdx.x) * ROWS; base < p.rows; base += static_cast<i64>(gridDim.x) * ROWS) {
         const i64 index = base + threadIdx.x / GROUP;
         const bool exists = index < p.rows;
+        i64 seen = p.columns;
+        if constexpr (CAUSAL) {
+            const i64 sees = index % p.seq_q + p.columns - p.seq_q + 1;
+            seen = sees > 0 ? sees : 0;
+        }
         const Row row = {
             static_cast<const in_scalar*>(p.scores) + index * p.in_stride,
             static_cast<out_scalar*>(p.out) + index * p.out_stride,
             exists ? p.columns : 0,  // past the last row: nothing to read, but a part in the reductions
+            exists ? seen : 0,
             static_cast<int>(threadIdx.x % GROUP),
         };
         Sum sum;

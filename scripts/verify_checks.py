@@ -237,7 +237,7 @@ def _(gpu: Gpu) -> str:
     with bindings.record() as staged:
         hipattn.attention(*inputs(), causal=True, method="staged", stream=gpu.stream)
     launches, products = counted(staged, "hipModuleLaunchKernel"), counted(staged, "hipblasGemm")
-    assert launches >= 3, f"attention() in stages launched {launches} kernels"
+    assert launches >= 2, f"attention() in stages launched {launches} kernels"
     assert products >= 2, f"attention() in stages called hipBLAS for {products} products"
     text = f"attention() makes {len(calls)} calls into HIP and runs {order(calls)}"
     return f"{text}; in stages {len(staged)}: {launches} launches, {products} hipBLAS products"
@@ -245,8 +245,9 @@ def _(gpu: Gpu) -> str:
 
 @check(REVIEW, "kernel order")
 def _(gpu: Gpu) -> str:
-    plain = "gemm → scale_inplace → attention_softmax → gemm"
-    causal = "gemm → scale_inplace → causal_mask_kernel → attention_softmax → gemm → confine_nonfinite"
+    # The first product scales, the softmax masks.
+    plain = "gemm → attention_softmax → gemm"
+    causal = f"{plain} → confine_nonfinite"
     for dtype in DTYPES:
         tensors = gpu.upload(*inputs(dtype=dtype))
         with KVCache(1, 1, 33, 2, 64, dtype=dtype, stream=gpu.stream) as held:
@@ -779,11 +780,11 @@ def injected_failure(gpu: Gpu) -> str:
     with mock.patch.dict(os.environ, HIPATTN_FALLBACK="cpu"), HipAttentionKernels(gpu.device) as kernels:
         logger.addHandler(seen)
         try:
-            with control.failing("hipModuleLaunchKernel:2"):
+            with control.failing("hipModuleLaunchKernel:1"):
                 out = kernels.compute_attention(*tensors, causal=True, stream=gpu.stream).numpy()
         finally:
             logger.removeHandler(seen)
-    assert kernels.fallbacks == {"apply_causal_mask": 1}, f"a failed launch is counted as {dict(kernels.fallbacks)}"
+    assert kernels.fallbacks == {"compute_softmax": 1}, f"a failed launch is counted as {dict(kernels.fallbacks)}"
     assert len(seen.buffer) == 1, f"a failed launch is logged {len(seen.buffer)} times"
     errors = Errors()
     errors.attention(q, k, v, out, causal=True)

@@ -1,6 +1,7 @@
 """Attention as a pipeline of stages: QKᵀ → scale → causal mask → softmax → ·V, device to device.
 
-hipBLAS does the two products, hipattn's kernels the rest. The scores exist in memory, in float32: for
+hipBLAS does the two products, hipattn's kernels the rest. Each stage can be had on its own; as a whole, the first
+product scales as it writes and the softmax masks as it reads. The scores exist in memory, in float32: for
 [batch, heads_q, seq_q, seq_k] they take 4 bytes each, and the attention weights 2 more for 16-bit inputs.
 """
 
@@ -93,9 +94,15 @@ class HipAttentionKernels:
         return self._fallback.counts
 
     def compute_qk_t(
-        self, q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, *, stream: Stream | None = None
+        self,
+        q: DeviceTensor,
+        k: DeviceTensor,
+        scores: DeviceTensor,
+        *,
+        factor: float = 1.0,
+        stream: Stream | None = None,
     ) -> None:
-        """Scores = q @ kᵀ, through hipBLAS with float32 accumulation.
+        """Scores = factor · q @ kᵀ, through hipBLAS with float32 accumulation.
 
         Parameters
         ----------
@@ -105,6 +112,8 @@ class HipAttentionKernels:
             [batch, heads_kv, seq_k, head_dim] of q's dtype; query head h reads head h · heads_kv / heads_q.
         scores
             [batch, heads_q, seq_q, seq_k], float32; rows contiguous, evenly spaced.
+        factor
+            With 1/√head_dim, `scale_inplace` is not needed.
         stream
             Default: the device's default stream.
 
@@ -115,16 +124,16 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = self._stream(stream)
+        stream, factor = self._stream(stream), number("factor", factor)
         check_device(stream, q=q, k=k, scores=scores)
-        product = _qk_product(*_facts(q), *_facts(k), *_facts(scores))
+        product = _qk_product(factor, *_facts(q), *_facts(k), *_facts(scores))
 
         def on_gpu() -> None:
             _multiply(product, q, k, scores, stream)
 
         def on_cpu() -> None:
             keys = _repeat_heads(_download(k), q.shape[1])
-            scores.copy_from(_download(q) @ keys.swapaxes(2, 3), stream=stream)
+            scores.copy_from(_download(q) @ keys.swapaxes(2, 3) * np.float32(factor), stream=stream)
 
         self._stage("compute_qk_t", on_gpu, on_cpu)
 
@@ -184,6 +193,7 @@ class HipAttentionKernels:
         scores: DeviceTensor,
         weights: DeviceTensor | None = None,
         *,
+        causal: bool = False,
         lse: DeviceTensor | None = None,
         stream: Stream | None = None,
     ) -> None:
@@ -195,6 +205,9 @@ class HipAttentionKernels:
             [..., seq_k].
         weights
             Same shape, any of the dtypes. Default: in place. A row of −inf gives zeros.
+        causal
+            The scores are [..., seq_q, seq_k], and those that `apply_causal_mask` would hide count as −inf: they are
+            not read.
         lse
             [...] without the last dimension, float32: takes log Σ exp(scores), −inf for a row of −inf.
         stream
@@ -211,12 +224,18 @@ class HipAttentionKernels:
         target = scores if weights is None else weights
 
         def on_cpu() -> None:
-            rows, log_sum = reference.softmax_rows(_download(scores))
+            values = _download(scores)
+            if causal:
+                values = np.where(reference.causal_mask(*scores.shape[-2:]), values, np.float32(-np.inf))
+            rows, log_sum = reference.softmax_rows(values)
             target.copy_from(rows, stream=stream)
             if lse is not None:
                 lse.copy_from(log_sum, stream=stream)
 
-        self._stage("compute_softmax", lambda: softmax.launch(scores, target, lse=lse, stream=stream), on_cpu)
+        def on_gpu() -> None:
+            softmax.launch(scores, target, causal=causal, lse=lse, stream=stream)
+
+        self._stage("compute_softmax", on_gpu, on_cpu)
 
     def compute_attention_weighted_v(
         self,
@@ -361,11 +380,8 @@ class HipAttentionKernels:
             keys, values = cache.view(layer)
         try:
             keys, values = _as("bshd", "bhsd", keys), _as("bshd", "bhsd", values)
-            self.compute_qk_t(_as(layout, "bhsd", q), keys, scores, stream=stream)
-            self.scale_inplace(scores, scale, stream=stream)
-            if causal:
-                self.apply_causal_mask(scores, stream=stream)
-            self.compute_softmax(scores, weights, lse=lse, stream=stream)
+            self.compute_qk_t(_as(layout, "bhsd", q), keys, scores, factor=scale, stream=stream)
+            self.compute_softmax(scores, weights, causal=causal, lse=lse, stream=stream)
             result = _as(layout, "bhsd", out)
             self.compute_attention_weighted_v(weights, values, result, causal=causal, stream=stream)
         except BaseException:
@@ -440,7 +456,7 @@ def _facts(tensor: DeviceTensor) -> Facts:
 
 
 @lru_cache(maxsize=1024)
-def _qk_product(*facts: Any) -> Product:
+def _qk_product(factor: float, *facts: Any) -> Product:
     (q, q_steps, dtype), (k, k_steps, k_dtype), (scores, steps, scores_dtype) = (
         facts[0:3],
         facts[3:6],
@@ -456,7 +472,7 @@ def _qk_product(*facts: Any) -> Product:
         raise ArgumentError(f"k is {k_dtype}; q is {dtype}, and both must agree")
     transposed = (*k[:2], k[3], k[2]), (*k_steps[:2], k_steps[3], k_steps[2])
     a, b, out = _grouped((q, q_steps), transposed, (scores, steps))
-    return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*out, "float32"))
+    return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*out, "float32"), alpha=factor)
 
 
 @lru_cache(maxsize=1024)

@@ -37,6 +37,7 @@ class SoftmaxParams(Arguments):
         ("columns", ctypes.c_int64),
         ("in_stride", ctypes.c_int64),
         ("out_stride", ctypes.c_int64),
+        ("seq_q", ctypes.c_int64),
     )
 
 
@@ -63,24 +64,31 @@ def choose(columns: int, vector: int, wave: int) -> Mapping[str, int]:
     }
 
 
-def specialise(in_dtype: str, out_dtype: str, constants: Mapping[str, int], *, lse: bool) -> Specialisation:
-    """Return the kernel for two dtypes, the constants of `choose`, with or without the LSE."""
-    types = {"in_scalar": in_dtype, "out_scalar": out_dtype}
-    return Specialisation("softmax", "attention_softmax", SoftmaxParams, {**constants, "LSE": lse}, types)
+def specialise(
+    in_dtype: str, out_dtype: str, constants: Mapping[str, int], *, causal: bool = False, lse: bool
+) -> Specialisation:
+    """Return the kernel for two dtypes, the constants of `choose`, causal or not, with or without the LSE."""
+    constants, types = {**constants, "CAUSAL": causal, "LSE": lse}, {"in_scalar": in_dtype, "out_scalar": out_dtype}
+    return Specialisation("softmax", "attention_softmax", SoftmaxParams, constants, types)
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
-    """Return the kernels for aligned rows of float32 scores, of any length, without the LSE."""
+    """Return the kernels for aligned rows of float32 scores, of any length, causal for float16, without the LSE."""
     for out_dtype in SCALARS:
         vector = widest("float32", out_dtype)
         lengths = (2**n for n in range(MAX_BLOCK.bit_length() + MAX_HELD.bit_length()))
         chosen = {tuple(choose(columns, vector, wave_size(arch)).items()) for columns in lengths}
         for constants in sorted(chosen):
-            yield specialise("float32", out_dtype, dict(constants), lse=False)
+            yield specialise("float32", out_dtype, dict(constants), causal=out_dtype == "float16", lse=False)
 
 
 def launch(
-    scores: DeviceTensor, out: DeviceTensor | None = None, *, lse: DeviceTensor | None = None, stream: Stream
+    scores: DeviceTensor,
+    out: DeviceTensor | None = None,
+    *,
+    causal: bool = False,
+    lse: DeviceTensor | None = None,
+    stream: Stream,
 ) -> None:
     """Turn rows of scores into probabilities, in float32, rounded once to the dtype of `out`.
 
@@ -92,6 +100,9 @@ def launch(
         float32, float16 or bfloat16, rows of contiguous elements at an even distance; 0 columns are legal.
     out : like `scores`, any of the dtypes
         Default: `scores` itself. Other memory otherwise: the two do not overlap.
+    causal
+        Rows are [..., seq_q], and ``scores[..., i, j]`` counts as -inf where ``j > i + columns - seq_q``. What is there
+        is not read.
     lse : [...] of float32, contiguous
         Where to write the natural logarithm of each row's sum of exponentials. Default: nowhere.
     stream
@@ -106,7 +117,7 @@ def launch(
     """
     out = scores if out is None else out
     given_lse = None if lse is None else operand(stream, "lse", lse)
-    plan = _plan(stream.device, operand(stream, "scores", scores), operand(stream, "out", out), given_lse)
+    plan = _plan(stream.device, operand(stream, "scores", scores), operand(stream, "out", out), given_lse, causal)
     if plan is None:
         return
     kernel, config, sizes = plan
@@ -115,7 +126,7 @@ def launch(
 
 @lru_cache(maxsize=4096)
 def _plan(
-    device: Device, scores: Operand, result: Operand, lse: Operand | None
+    device: Device, scores: Operand, result: Operand, lse: Operand | None, causal: bool
 ) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     _, in_dtype, in_shape, in_strides, in_address = scores
     _, out_dtype, out_shape, out_strides, out_address = result
@@ -123,6 +134,8 @@ def _plan(
         _check_lse(lse, in_shape[:-1])
     if in_shape != out_shape or not in_shape:
         raise ArgumentError(f"scores has shape {in_shape} and out {out_shape}; both take [..., columns], the same")
+    if causal and len(in_shape) < 2:
+        raise ArgumentError(f"scores has shape {in_shape}; with causal it takes [..., seq_q, seq_k]")
     for name, dtype in (("scores", in_dtype), ("out", out_dtype)):
         as_dtype(dtype, f"{name}'s dtype")
     rows, columns, in_stride = as_rows("scores", in_shape, in_strides)
@@ -133,13 +146,15 @@ def _plan(
         (in_address, in_dtype.itemsize, (in_stride,)), (out_address, out_dtype.itemsize, (out_stride,))
     )
     constants = choose(columns, vector, device.wave_size)
-    kernel = load(specialise(in_dtype.name, out_dtype.name, constants, lse=lse is not None), device)
+    seq_q = in_shape[-2] if causal else 1
+    options = {"causal": seq_q > 1, "lse": lse is not None}  # a single query is the last one: it sees every key
+    kernel = load(specialise(in_dtype.name, out_dtype.name, constants, **options), device)
     blocks = -(-rows * constants["GROUP"] // constants["BLOCK"])
     if not constants["HELD"]:  # each row is read twice, the second time from the chip's cache
         row_bytes = columns * in_dtype.itemsize * device.compute_units
         blocks = min(blocks, max(1, CACHED_BYTES // row_bytes) * device.compute_units)
     config = LaunchConfig(min(MAX_BLOCKS, blocks), constants["BLOCK"])
-    return kernel, config, (rows, columns, in_stride, out_stride)
+    return kernel, config, (rows, columns, in_stride, out_stride, seq_q)
 
 
 def _check_lse(lse: Operand, expected: tuple[int, ...]) -> None:

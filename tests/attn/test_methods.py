@@ -54,8 +54,8 @@ def _unserved(monkeypatch: pytest.MonkeyPatch) -> Any:
 # ---- which one ----
 
 
-# The stages: two products of two batch entries each, three kernels, and one that keeps NaN in their rows.
-@pytest.mark.parametrize(("method", "launches"), [("auto", 1), ("flash", 1), ("staged", 8), ("reference", 0)])
+# The stages: two products of two batch entries each, the softmax, and a kernel that keeps NaN in their rows.
+@pytest.mark.parametrize(("method", "launches"), [("auto", 1), ("flash", 1), ("staged", 6), ("reference", 0)])
 def test_each_method(stream: Stream, tensors: list[DeviceTensor], method: str, launches: int) -> None:
     arrays = qkv(dtype=np.float16)
     with bindings.record() as made:

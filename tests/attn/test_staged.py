@@ -25,6 +25,8 @@ def test_qk_t(stream: Stream, dtype: np.dtype, heads_kv: int) -> None:
     scores = poisoned(stream, expected.shape, np.float32)
     HipAttentionKernels(stream.device).compute_qk_t(*upload(stream, q, k), scores, stream=stream)
     assert_close(scores.numpy(), expected, atol=1e-4)
+    HipAttentionKernels(stream.device).compute_qk_t(*upload(stream, q, k), scores, factor=-0.3, stream=stream)
+    assert_close(scores.numpy(), -0.3 * expected, atol=1e-4)
 
 
 def test_scale_inplace(stream: Stream) -> None:
@@ -51,6 +53,9 @@ def test_softmax(stream: Stream, dtype: np.dtype) -> None:
     HipAttentionKernels(stream.device).compute_softmax(scores, weights, lse=lse, stream=stream)
     assert_close(weights.numpy(), expected, rtol=EPSILON[dtype] + 1e-5, atol=1e-7)
     assert_close(lse.numpy(), expected_lse, rtol=1e-6, atol=1e-6)
+    HipAttentionKernels(stream.device).compute_softmax(scores, weights, causal=True, lse=lse, stream=stream)
+    expected, _ = reference.softmax_rows(np.where(reference.causal_mask(7, 300), values, -np.inf).astype(float))
+    assert_close(weights.numpy(), expected, rtol=EPSILON[dtype] + 1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hipattn import Device, DeviceTensor, Stream
-from hipattn.attn.reference import softmax_rows
+from hipattn.attn.reference import causal_mask, softmax_rows
 from hipattn.errors import ArgumentError
 from hipattn.kernels import softmax
 from tests.helpers.mismatch import assert_close
@@ -59,6 +59,30 @@ def test_dtypes(device: Device, dtypes: tuple[np.dtype, np.dtype]) -> None:
         for columns, before, after in ((24, 0, 0), (100, 1, 0), (3000, 0, 0)):
             scores = 3 * np.random.default_rng(columns).standard_normal((3, columns)).astype(np.float32)
             check(stream, scores.astype(dtypes[0]), dtypes[1], before=before, after=after)
+
+
+# Rows in registers of part of a wave, of a wave and of a block, and rows read twice.
+CAUSAL = [(5, 5), (7, 3), (3, 40), (40, 33), (9, 300), (301, 300), (6, 5000), (2100, 2050), (5, 20000), (20, 16387)]
+
+
+@pytest.mark.parametrize(("seq_q", "seq_k"), CAUSAL)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_causal(stream: Stream, seq_q: int, seq_k: int, dtype: np.dtype) -> None:
+    """The same bits as with the scores masked before; NaN where no key is seen is not read."""
+    shape = 1 if seq_q > 100 else 3, seq_q, seq_k
+    scores = 3 * np.random.default_rng(seq_q).standard_normal(shape).astype(np.float32)
+    scores[-1, -1, 0], scores[-1, seq_q // 2, 1] = np.nan, np.inf
+    seen = causal_mask(seq_q, seq_k)
+    for before, after, in_place in ((0, -seq_k % 8, False), (1, 2, dtype == FLOAT32)):
+        results = []
+        for values, causal in ((np.where(seen, scores, -np.inf), False), (np.where(seen, scores, np.nan), True)):
+            array = Padded(stream, values.astype(np.float32), before=before, after=after)
+            out = array if in_place else Padded.poisoned(stream, shape, dtype, before=before, after=after)
+            lse = Padded.poisoned(stream, shape[:-1], FLOAT32)
+            softmax.launch(array.tensor, out.tensor, causal=causal, lse=lse.tensor, stream=stream)
+            results.append((out.numpy(), lse.numpy()))
+        for masked, found in zip(*results, strict=True):
+            np.testing.assert_array_equal(found.astype(np.float32), masked.astype(np.float32))
 
 
 @pytest.mark.parametrize("columns", [7, 64, 300, 5000, 20000])
@@ -137,6 +161,8 @@ def test_refuses(device: Device) -> None:
         half = DeviceTensor.from_numpy(np.ones((4, 6), np.float16), stream=stream)
         with pytest.raises(ArgumentError, match="out"):
             softmax.launch(x, half[:, :5], stream=stream)
+        with pytest.raises(ArgumentError, match=r"scores has shape \(7,\); with causal it takes \[..., seq_q, seq_k\]"):
+            softmax.launch(DeviceTensor.empty((7,), stream=stream), causal=True, stream=stream)
         with pytest.raises(ArgumentError, match="scores has strides"):
             softmax.launch(x.transpose(1, 0), stream=stream)
         for lse in (half[:, 0], x[0], x[:, 0]):

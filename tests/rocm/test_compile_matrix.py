@@ -108,7 +108,7 @@ def softmaxes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     names = draw(dtypes), draw(dtypes)
     columns = 2 ** draw(st.integers(0, 16)) + draw(st.integers(0, 1))
     constants = family.choose(columns, draw(vectors(*names)), wave_size(arch))
-    return family.specialise(*names, constants, lse=draw(st.booleans()))
+    return family.specialise(*names, constants, causal=draw(st.booleans()), lse=draw(st.booleans()))
 
 
 @st.composite
@@ -136,7 +136,8 @@ def paged_appends(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisat
 @st.composite
 def ropes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     dtype = draw(dtypes)
-    return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(rope.STYLES)))
+    options = {} if family is rope else {name: draw(st.booleans()) for name in ("fp8", "fnuz")}
+    return family.specialise(dtype, draw(vectors(dtype)), style=draw(st.sampled_from(rope.STYLES)), **options)
 
 
 @st.composite

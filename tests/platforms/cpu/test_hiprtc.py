@@ -414,7 +414,8 @@ def test_a_damaged_header_is_made_anew(tmp_path: Path) -> None:
     environment = os.environ | {"HIPATTN_CACHE_DIR": str(tmp_path), "HIPATTN_PLATFORM": "cpu"}
 
     def headers(name: str) -> list[Path]:
-        subprocess.run([sys.executable, "-c", script.format(EMPTY.replace("kernel", name))], env=environment, check=True)
+        command = [sys.executable, "-c", script.format(EMPTY.replace("kernel", name))]
+        subprocess.run(command, env=environment, check=True)
         return list(folder.glob("prelude-*.pch"))
 
     (header,) = headers("first")
