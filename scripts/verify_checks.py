@@ -282,10 +282,14 @@ def _(gpu: Gpu) -> str:
         return out.numpy()
 
     whole = run.compute_attention(q, k, v, causal=True, layout="bhsd", stream=stream).numpy()
-    differ, swapped = int((stages(scale_last=False) != whole).sum()), largest(stages(scale_last=True) - whole)
+    with bindings.record() as calls:
+        apart = stages(scale_last=False)
+    expected = "gemm → scale_inplace → causal_mask_kernel → attention_softmax → gemm → confine_nonfinite"
+    assert order(calls) == expected, f"the stages one by one run {order(calls)}; expected {expected}"
+    differ, swapped = int((apart != whole).sum()), largest(stages(scale_last=True) - whole)
     assert not differ, f"{differ} of {whole.size} values differ between the five stages and compute_attention"
     assert swapped > 0.1, f"scaling after the softmax moves the result by {swapped:.1e} only"
-    return f"five stages one by one: {differ} of {whole.size} values differ; scaled last, by up to {swapped:.1f}"
+    return f"one by one, {expected}: {differ} of {whole.size} values differ; scaled last, by up to {swapped:.1f}"
 
 
 @check(REVIEW, "error handling")

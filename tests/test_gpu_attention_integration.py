@@ -90,7 +90,7 @@ def test_nothing_goes_through_the_host_and_nothing_synchronises(stream: Stream) 
             out = kernels.compute_attention(*tensors, causal=True, stream=stream)
         names = [name for name, _ in calls]
         assert not [name for name in names if "Memcpy" in name or "Synchronize" in name]
-        assert names.count("hipModuleLaunchKernel") >= 3
+        assert names.count("hipModuleLaunchKernel") == 2
         assert any(name.startswith("hipblasGemm") for name in names)
         out.numpy()
 
