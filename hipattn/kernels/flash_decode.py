@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose_decode
@@ -129,12 +129,12 @@ def specialise(
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
-    """Return the kernels of one aligned query a sequence, for the most common head and group sizes.
+    """Return the kernels of one aligned query a sequence, for the most common dtypes, head and group sizes.
 
     One of them reads keys and values in 8 bits.
     """
-    cases = [(*sizes, False) for sizes in product(((64, 4), (128, 1), (128, 4)), (None, 16))]
-    for dtype, ((head_dim, group), page_size, float8) in product(SCALARS, [*cases, ((128, 4), 16, True)]):
+    cases = *product(((64, 4), (128, 1), (128, 4)), (None, 16), (False,)), ((128, 4), 16, True)
+    for dtype, ((head_dim, group), page_size, float8) in product(("float16", "bfloat16"), cases):
         tiles = choose_decode(arch, dtype, head_dim, head_dim, group, float8)
         if tiles is not None:
             options: dict[str, Any] = {"vector": widest(dtype), "split": True, "lengths": True}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from hipattn.compiler.loader import load
-from hipattn.compiler.specialise import SCALARS, Specialisation
+from hipattn.compiler.specialise import Specialisation
 from hipattn.compiler.target import wave_size
 from hipattn.errors import ArgumentError
 from hipattn.kernels.operands import Operand, addresses, operand
@@ -73,13 +73,13 @@ def specialise(
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
-    """Return the kernels for aligned rows of float32 scores, of any length, causal for float16, without the LSE."""
-    for out_dtype in SCALARS:
+    """Return the kernels for aligned rows of 128 or more float32 scores, without the LSE; causal to 16 bits."""
+    lengths = [2**n for n in range(7, MAX_BLOCK.bit_length() + MAX_HELD.bit_length())]
+    for out_dtype in ("float32", "float16"):
         vector = widest("float32", out_dtype)
-        lengths = (2**n for n in range(MAX_BLOCK.bit_length() + MAX_HELD.bit_length()))
         chosen = {tuple(choose(columns, vector, wave_size(arch)).items()) for columns in lengths}
         for constants in sorted(chosen):
-            yield specialise("float32", out_dtype, dict(constants), causal=out_dtype == "float16", lse=False)
+            yield specialise("float32", out_dtype, dict(constants), causal=out_dtype != "float32", lse=False)
 
 
 def launch(
