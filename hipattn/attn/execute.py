@@ -114,8 +114,8 @@ def on_device(
             _recover("flash_fwd" if plan.cache is None else "flash_decode", error, others)
             _fill(out, lse, on_host(plan, qkv, others), stream)
     elif plan.method == "staged":
-        options = {name: plan.formula[name] for name in ("causal", "scale")}
-        _kernels(device).compute_attention(q, k, v, **options, layout=plan.layout, out=out, lse=lse, stream=stream)
+        options: Any = {name: plan.formula[name] for name in ("causal", "scale")}
+        _kernels(device).run(q, k, v, out, **options, layout=plan.layout, lse=lse, stream=stream)
     else:
         _fill(out, lse, on_host(plan, qkv, others), stream)
     return out, lse

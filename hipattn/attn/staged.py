@@ -346,8 +346,7 @@ class HipAttentionKernels:
         causal = boolean("causal", causal)
         past = 0 if cache is None else instance("cache", cache, KVCache).length(layer)
         check_device(stream, q=q, k=k, v=v)
-        shape = check_shapes(q, k, v, layout=layout, past=past)
-        batch, heads_q, seq_q, seq_k, head_dim, value_dim = shape
+        batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v, layout=layout, past=past)
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
         else:
@@ -371,24 +370,47 @@ class HipAttentionKernels:
             if given is not None:
                 given.pointer  # noqa: B018  raises if the buffer is closed
 
-        scores, weights = self._score_tensors((batch, heads_q, seq_q, seq_k), q.dtype, stream)
+        self._score_tensors(
+            (batch, heads_q, seq_q, seq_k), q.dtype, stream
+        )  # which may fail, so before the cache grows
         if out is None:
             out = DeviceTensor.empty(wanted, q.dtype, stream=stream)
-        keys, values = new_k, new_v
         if cache is not None:
             cache.append(layer, new_k, new_v, stream=stream)
-            keys, values = cache.view(layer)
+            k, v = (_as("bshd", layout, kept) for kept in cache.view(layer))
         try:
-            keys, values = _as("bshd", "bhsd", keys), _as("bshd", "bhsd", values)
-            self.compute_qk_t(_as(layout, "bhsd", q), keys, scores, factor=scale, stream=stream)
-            self.compute_softmax(scores, weights, causal=causal, lse=lse, stream=stream)
-            result = _as(layout, "bhsd", out)
-            self.compute_attention_weighted_v(weights, values, result, causal=causal, stream=stream)
+            self.run(q, k, v, out, causal=causal, scale=scale, layout=layout, lse=lse, stream=stream)
         except BaseException:
             if cache is not None:
                 cache.truncate(layer, past)
             raise
         return out
+
+    def run(
+        self,
+        q: DeviceTensor,
+        k: DeviceTensor,
+        v: DeviceTensor,
+        out: DeviceTensor,
+        *,
+        causal: bool,
+        scale: float,
+        layout: str,
+        lse: DeviceTensor | None,
+        stream: Stream,
+    ) -> None:
+        """Run the stages of a call that is checked already. Arguments as of `compute_attention`.
+
+        Raises
+        ------
+        HipError
+            A call fails, and HIPATTN_FALLBACK is error.
+        """
+        q, k, v, out = [_as(layout, "bhsd", tensor) for tensor in (q, k, v, out)]
+        scores, weights = self._score_tensors((*q.shape[:3], k.shape[2]), q.dtype, stream)
+        self.compute_qk_t(q, k, scores, factor=scale, stream=stream)
+        self.compute_softmax(scores, weights, causal=causal, lse=lse, stream=stream)
+        self.compute_attention_weighted_v(weights, v, out, causal=causal, stream=stream)
 
     def close(self) -> None:
         """Free the scratch memory, after the work that uses it. The object can be used again."""
