@@ -153,7 +153,9 @@ __device__ inline void then_multiply() {
         then<LDS_READ, 1>();
     }
 }
-__device__ inline void order_qk() { then<LDS_READ, 4>(), then_multiply<QK_READS, 0>(); }
+// Of q k^T; as many as keep three waves busy in a simulation of the loop.
+constexpr int READS_AHEAD = same<scalar, f16> && QK_COLUMNS == 64 ? 2 : 4;
+__device__ inline void order_qk() { then<LDS_READ, READS_AHEAD>(), then_multiply<QK_READS, 0>(); }
 __device__ inline void order_pv() {
 #if defined(__gfx950__)
     if constexpr (V_COLUMNS > 64) then<LDS_READ, 4>(), then<ARITHMETIC, 32>(), then_multiply<PV_READS, 0>();
