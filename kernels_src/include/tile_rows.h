@@ -90,13 +90,18 @@ struct Source {
         }
     }
 
-    // Of row first + step + row, where only `row` is a thread's own, one of OWN (1: of any number). ENDS: it may be
-    // past the last.
-    template <int N, bool ENDS, int OWN>
+    // Of row first + step + row, where only `row` is a thread's own, one of OWN (1: of any number); or a multiple of RUN
+    // (1: any), and step is less. ENDS: it may be past the last.
+    template <int N, bool ENDS, int OWN, int RUN>
     __device__ Stored<N> load(int first, int step, int row, int column) const {
 #if defined(__GFX9__)
         if constexpr (CHECKED) return load_checked<N>(first, step + row, column);
 #endif
+        if constexpr (!KeyRows::EVEN && RUN > 1 && KeyRows::even_run(RUN) == RUN) {  // one address for a run of rows
+            const int last = rows - 1 - first, begin = ENDS ? min(row, last) : row;
+            if constexpr (ENDS) step = min(row + step, last) - begin;
+            return load_part<DIM, N>(from.at(first + begin) + step * from.stride + column, DIM == COLUMNS ? 0 : column);
+        }
         if constexpr (ENDS) row = min(step + row, rows - 1 - first), step = 0;
         if constexpr (!KeyRows::EVEN && (ENDS || OWN == 1 || KeyRows::even_run(OWN) != OWN))
             return load_part<DIM, N>(from.at(first + step + row) + column, DIM == COLUMNS ? 0 : column);
@@ -202,7 +207,7 @@ private:
     __device__ void fetch_rows(int first) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
-            if (mine(i)) held[i] = source.template load<8, ENDS, OWN>(first, step(i), row(i) - step(i), column(i));
+            if (mine(i)) held[i] = source.template load<8, ENDS, OWN, 1>(first, step(i), row(i) - step(i), column(i));
     }
     __device__ static bool mine(int i) { return ALL % THREADS == 0 || i * THREADS + threadIdx.x < ALL; }
     __device__ static int step(int i) { return ALIGNED ? i * (THREADS / PIECES) : 0; }
@@ -263,7 +268,7 @@ private:
             if (mine(i))
 #pragma unroll
                 for (int key = 0; key < 4; ++key)
-                    held[i][key] = source.template load<WIDTH, ENDS, 1>(first, key, quad(i) * 4, column(i));
+                    held[i][key] = source.template load<WIDTH, ENDS, 1, 4>(first, key, quad(i) * 4, column(i));
     }
     // Element e of two rows.
     using Pair = unsigned __attribute__((ext_vector_type(2)));
