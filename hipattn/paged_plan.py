@@ -8,7 +8,7 @@ from typing import Any
 from hipattn.arguments import instance, integer
 from hipattn.attn.decode import attention_decode
 from hipattn.attn.paged_cache import PagedKVCache
-from hipattn.errors import ArgumentError
+from hipattn.errors import ArgumentError, ClosedError
 from hipattn.layers import LayerSpec, LayerWeights
 from hipattn.plan import ExecutionPlan, _Activations
 from hipattn.runtime.stream import Stream
@@ -73,7 +73,8 @@ class PagedPlan(ExecutionPlan):
         method: str = "auto",
         stream: Stream | None = None,
     ) -> None:
-        instance("cache", cache, PagedKVCache)
+        if instance("cache", cache, PagedKVCache).closed:
+            raise ClosedError("cache is closed")
         if not instance("spec", spec, LayerSpec).causal:
             raise ArgumentError("spec is not causal; a cache is for layers that do not see tokens to come")
         super().__init__(spec, layers, batch=batch, tokens=tokens, method=method, stream=stream)
@@ -119,6 +120,9 @@ class PagedPlan(ExecutionPlan):
         self._sequences, self._new, self._before = tuple(sequences), tokens, before
         try:
             self.lengths, self._table = self.pages.lengths(sequences), self.pages.block_table(sequences)
+            if tokens == 1 and self._decodes:
+                capacity = self._table.shape[1] * self.pages.page_size
+                self._reserve(len(sequences), capacity, float8=self.pages.scales() is not None)
         except BaseException:
             self._undo(0)
             raise
@@ -171,5 +175,5 @@ class PagedPlan(ExecutionPlan):
             return
         k_scales, v_scales = self.pages.scales(layer) or (None, None)
         options: Any = {"block_table": self._table, "k_scales": k_scales, "v_scales": v_scales}
-        options |= {"out": on.attended, "stream": self.stream}
+        options |= {"out": on.attended, "workspace": self._workspace, "stream": self.stream}
         attention_decode(on.q, self.pages.keys(layer), self.pages.values(layer), self.lengths, **options)

@@ -14,6 +14,7 @@ from hipattn.arguments import instance, integer
 from hipattn.attn.decode import attention_decode
 from hipattn.attn.functional import attention
 from hipattn.attn.kv_cache import KVCache
+from hipattn.attn.options import EVERY_KEY
 from hipattn.errors import ArgumentError, CacheFullError
 from hipattn.kernels import activation, add, flash_decode, flash_fwd, norm, rope, rope_append
 from hipattn.kernels.rows import check_device
@@ -33,8 +34,8 @@ MAX_SHAPES = 64  # whose views are kept
 class ExecutionPlan:
     """Layers over their weights, with the memory that they work in.
 
-    Nothing is allocated while they run but what attention keeps from call to call, until `hipattn.free_scratch`: with
-    "staged" the scores, whose memory doubles where a longer cache needs more.
+    Nothing is allocated while they run but what `hipattn.attention` keeps for itself: with "staged" the scores, whose
+    memory doubles where a longer cache needs more.
 
     Parameters
     ----------
@@ -118,6 +119,7 @@ class ExecutionPlan:
             if turn is None
             else {name: getattr(turn, name) for name in ("style", "base", "rotary_dim", "factors")}
         )
+        self._workspace = flash_decode.Workspace()
         self._present: DeviceTensor | None = None
         self._lengths: DeviceTensor | None = None  # of the step that is about to run
         self._length = 0  # which they are
@@ -135,6 +137,7 @@ class ExecutionPlan:
                 self.cache = KVCache(*sizes, dtype=self.dtype, stream=self.stream)
                 if self._decodes and self.method != "staged":
                     self._lengths = DeviceTensor.empty((self.batch,), INT32, stream=self.stream)
+                    self._reserve(self.batch, capacity)
         except BaseException:
             self.close()
             raise
@@ -316,6 +319,14 @@ class ExecutionPlan:
             self._lengths.fill(length, stream=self.stream)
             self._length = length
 
+    def _reserve(self, batch: int, capacity: int, *, float8: bool = False) -> None:
+        """Allocate what `attention_decode` works in, for one query of each sequence: no step does, nor its capture."""
+        spec = self.spec
+        scores, dims = (batch, spec.heads, 1, capacity), (spec.heads_kv, spec.head_dim, spec.head_dim)
+        formula = 1.0, True, EVERY_KEY, None
+        splits = flash_decode.best_splits(self.device, self.dtype, scores, *dims, formula, float8)
+        self._workspace.reserve(batch * spec.heads, splits, spec.head_dim, self.stream)
+
     def truncate(self, length: int) -> None:
         """Forget the tokens of each sequence from `length` on.
 
@@ -415,7 +426,8 @@ class ExecutionPlan:
         if self.cache is None:
             self._attend_to(on.k, on.v, on)
         elif self._is_step(on):
-            options: Any = {"mask": self._present, "out": on.attended, "stream": self.stream}
+            options: Any = {"mask": self._present, "out": on.attended}
+            options |= {"workspace": self._workspace, "stream": self.stream}
             attention_decode(on.q, *self.cache.whole(layer), self._lengths, **options)
         else:
             self._attend_to(*self.cache.view(layer), on)
@@ -505,6 +517,7 @@ class ExecutionPlan:
     def close(self) -> None:
         """Free the plan's memory and its cache, after the work that uses them. The weights stay."""
         self._replay.close()
+        self._workspace.close()
         self._shapes.clear()
         for tensor in (*self._memory.values(), self._lengths):
             if tensor is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hipattn import ArgumentError, HipError, PagedKVCache, PagedPlan, Stream
+from hipattn import ArgumentError, ClosedError, HipError, PagedKVCache, PagedPlan, Stream
 from hipattn.attn.options import plan_decode
 from hipattn.errors import OutOfPagesError
 from tests.helpers.layer_oracle import random_weights, upload_layers
@@ -85,14 +86,16 @@ def test_a_cache_of_eight_bits(stream: Stream, dtype: np.dtype[Any]) -> None:
         results = []
         for each in (plain, plan):
             sequences = [each.pages.new(), each.pages.new()]
-            parts = [run(each, sequences, x[:, :5])] + [run(each, sequences, x[:, at : at + 1]) for at in range(5, 9)]
-            results.append(np.concatenate(parts, axis=1).astype(np.float64))
-        for name, scale in (("keys", scales[0][0]), ("values", scales[1][0])):
-            kept, stored = (getattr(each.pages, name)(0).numpy() for each in (plain, plan))
-            expected = quantised(kept, scale.astype(np.float32), plan.pages.dtype)
-            assert np.isfinite(kept.astype(np.float32)).sum() == 2 * 9 * LLAMA.heads_kv * LLAMA.head_dim
+            results.append([run(each, sequences, x[:, :5])])
+        for layer, (name, at) in product(range(2), (("keys", 0), ("values", 1))):  # both begin with the same
+            kept, stored = (getattr(each.pages, name)(layer).numpy() for each in (plain, plan))
+            expected = quantised(kept, scales[at][layer].astype(np.float32), plan.pages.dtype)
+            assert np.isfinite(kept.astype(np.float32)).sum() == 2 * 5 * LLAMA.heads_kv * LLAMA.head_dim
             assert same_floats(stored.view(plan.pages.dtype), expected)
-    wanted, found = results
+        for each, parts in zip((plain, plan), results, strict=True):
+            sequences = list(each.pages.sequences)
+            parts.extend(run(each, sequences, x[:, at : at + 1]) for at in range(5, 9))
+    wanted, found = (np.concatenate(parts, axis=1).astype(np.float64) for parts in results)
     assert np.array_equal(found[:, :5], wanted[:, :5])  # sees no cache
     errors = np.abs(found - wanted)[:, 5:].max() / np.abs(wanted).max()
     assert 1e-3 < errors < 0.05, errors
@@ -156,6 +159,8 @@ def test_bad_arguments(stream: Stream) -> None:
             PagedPlan(LLAMA, weights, cache, stream=stream)
         with pytest.raises(ArgumentError, match="spec is not causal"):
             PagedPlan(replace(LLAMA, causal=False), weights, cache, stream=stream)
+    with pytest.raises(ClosedError, match="cache is closed"):
+        PagedPlan(LLAMA, weights, cache, stream=stream)
     with pytest.raises(ArgumentError, match="cache is int; it takes a PagedKVCache"):
         PagedPlan(LLAMA, weights, 3, stream=stream)  # type: ignore[arg-type]
     with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hipattn import (
     ArgumentError,
     CacheFullError,
+    Device,
     DeviceTensor,
     ExecutionPlan,
     HipError,
@@ -21,8 +22,10 @@ from hipattn import (
     LayerWeights,
     Rope,
     Stream,
+    free_scratch,
 )
-from hipattn.kernels import embedding, scale
+from hipattn.attn import options as planning
+from hipattn.kernels import embedding, flash_decode, scale
 from hipattn.runtime import bindings
 from tests.helpers.inputs import poisoned
 from tests.helpers.layer_oracle import Weights, layers, random_weights, self_attention, upload_layers
@@ -208,6 +211,30 @@ def test_steps_are_replayed(stream: Stream, method: str, heads_kv: int) -> None:
         check(np.concatenate([found[:, :9], again], axis=1), spec, weights, x)
         plan.reset()
         check(steps(plan, x[:, :5]), spec, weights, x[:, :5])
+
+
+def test_steps_whose_keys_are_split_in_many_streams(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan's own memory holds the parts: what else the thread decodes, or lets go of, is all one to its graph."""
+    monkeypatch.setattr(flash_decode, "best_splits", lambda *_: 2)
+    weights, x, plans = [random_weights(LLAMA, FLOAT32, 0)], embeddings(2, 8), 6
+    planning.plan_decode.cache_clear()
+    flash_decode._plan.cache_clear()
+    with ExitStack() as stack, bindings.record() as calls:
+        streams = [stack.enter_context(Stream(device)) for _ in range(plans)]
+        made = [stack.enter_context(planned(each, LLAMA, weights, batch=2, tokens=3, capacity=600)) for each in streams]
+        results = [[run(plan, x[:, :3])] for plan in made]
+        allocations = [name for name, _ in calls].count("hipMallocAsync")
+        for at in range(3, 8):
+            for plan, parts in zip(made, results, strict=True):
+                parts.append(steps(plan, x[:, at : at + 1]))
+            free_scratch()
+        names = [name for name, _ in calls]
+        assert names.count("hipGraphLaunch") == plans * 4  # all but the first of each
+        assert names.count("hipMallocAsync") == allocations
+        for parts in results:
+            check(np.concatenate(parts, axis=1), LLAMA, weights, x)
+    planning.plan_decode.cache_clear()
+    flash_decode._plan.cache_clear()
 
 
 def test_a_replayed_step_launches_one_graph(stream: Stream) -> None:

@@ -10,7 +10,7 @@ from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_decode
-from hipattn.attn.paged_cache import PagedKVCache, numbers
+from hipattn.attn.paged_cache import PagedKVCache, sequence_list
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_decode import MAX_SPLITS
 from hipattn.kernels.mods import MaskMod, ScoreMod
@@ -63,7 +63,8 @@ def attention_decode(
         With `block_table`: a pool, [pages, page_size, heads_kv, head_dim or value_dim], pages of 1 to 256 rows. Any
         strides with a contiguous last dimension. Rows of no sequence may hold anything. Of q's dtype; or uint8, with
         `k_scales` and `v_scales`. Or k is a `KVCache` or a `PagedKVCache`, which stands for v, lengths, block_table and
-        scales as well, and is read in place; its capacity is what it has room for, not what it holds.
+        scales as well, and is read in place; its capacity, which a mask or bias is for, is what it has room for, not
+        what it holds.
     lengths
         [batch]: how many keys each sequence has, those of its queries among them. Default: the capacity. In host
         memory: integers, which are checked and uploaded. On the device: int32, contiguous, used in place and **not
@@ -97,7 +98,9 @@ def attention_decode(
     workspace
         [batch · heads_q · seq_q · (num_splits · (value_dim + 1) + 1)] or more of float32 on the device, contiguous:
         where the parts go until they are one result. With it and `out` the call uses only memory of the caller's, and
-        so can be captured in a `Graph`. Default: memory that is kept for the next call, until `free_scratch`.
+        so can be captured in a `Graph`. Or a `hipattn.kernels.flash_decode.Workspace`, which keeps memory from call to
+        call, one at a time, and need not be cleared for each. Default: memory that is kept for the next call, until
+        `free_scratch`.
     method
         "flash", "reference" or "auto", as in `attention`.
     stream
@@ -166,7 +169,9 @@ def attention_decode(
             pages = shape[1]
         return plan(device, arrays, pages)
 
-    if cache is not None:  # check before lengths and pages are brought to the device: as if those were of one page
+    # q and what is no tensor is checked before lengths and pages are brought to the device, as if those were of one
+    # page.
+    if cache is not None:
         where = stream or k.device.default_stream
         check_device(where, k=k)
         there = in_place(q, stream=where, argument="q")
@@ -209,7 +214,7 @@ def _tables(
     """Return a cache's lengths, and the block table of sequences in pages, for q of a shape."""
     if isinstance(cache, KVCache):
         return {"lengths": cache.lengths(layer)}
-    sequences = cache.sequences if sequences is None else numbers(sequences)
+    sequences = cache.sequences if sequences is None else sequence_list(sequences)
     if len(sequences) != shape[0]:
         raise ArgumentError(f"sequences are {len(sequences)}; q has shape {shape}, a batch of {shape[0]}")
     if not sequences:  # takes no memory

@@ -99,6 +99,8 @@ def on_device(
         check_out(plan, out, q=q, k=k, v=v, **others)
         if out.buffer.device is not device:
             raise ArgumentError(f"out is on device {out.device.index}; the stream is on {device.index}")
+        if out.buffer.closed:
+            raise ClosedError(f"out is closed: its buffer of {out.buffer.nbytes} bytes")
     if others:
         operands.check(plan, others)
         others = operands.on_device(plan, others, stream)
@@ -115,7 +117,7 @@ def on_device(
             _fill(out, lse, on_host(plan, qkv, others), stream)
     elif plan.method == "staged":
         options: Any = {name: plan.formula[name] for name in ("causal", "scale")}
-        _kernels(device).run(q, k, v, out, **options, layout=plan.layout, lse=lse, stream=stream)
+        _kernels(device).run_checked(q, k, v, out, **options, layout=plan.layout, lse=lse, stream=stream)
     else:
         _fill(out, lse, on_host(plan, qkv, others), stream)
     return out, lse

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from hipattn.arguments import instance
 from hipattn.attn.options import Plan
 from hipattn.errors import ArgumentError
+from hipattn.kernels import flash_decode
 from hipattn.kernels.mods import MaskMod, ScoreMod
 from hipattn.layout import broadcast
 from hipattn.runtime.stream import Stream
@@ -21,7 +22,7 @@ __all__ = ["Operand", "check", "found", "on_device", "on_host"]
 
 _INT64 = np.dtype(np.int64)
 
-Operand = DeviceTensor | npt.NDArray[Any] | ScoreMod | MaskMod
+Operand = DeviceTensor | npt.NDArray[Any] | ScoreMod | MaskMod | flash_decode.Workspace
 
 _STARTS = ("cu_seqlens_q", "cu_seqlens_k")
 _INTEGERS = (*_STARTS, "lengths", "block_table")
@@ -30,6 +31,7 @@ _PER_KV_HEAD = ("k_scales", "v_scales")
 _PER_SCORE = ("bias", "mask")
 _MODS: dict[str, type[ScoreMod] | type[MaskMod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
 _MOD_TYPES = (ScoreMod, MaskMod)
+_NO_TENSORS = (*_MOD_TYPES, flash_decode.Workspace)
 _OF_HOST = (np.ndarray, list, tuple)  # made once: a union in each test would cost more than the test
 
 
@@ -63,6 +65,9 @@ def found(given: Mapping[str, Any], dtype: np.dtype[Any], stream: Stream | None)
         if name in _MODS:
             operands[name] = instance(name, value, _MODS[name])
             continue
+        if isinstance(value, flash_decode.Workspace):
+            operands[name] = value
+            continue
         if isinstance(value, _OF_HOST):
             if name in _PER_HEAD or name in _PER_KV_HEAD:  # 2.0 ** -np.arange(8) is float64
                 value = _numbers(name, value, "fiu", "real numbers").astype(FLOAT32)
@@ -94,7 +99,7 @@ def check(plan: Plan, operands: Mapping[str, Operand]) -> None:
     """
     batch, heads, seq_q, seq_k = plan.scores
     for name, value in operands.items():
-        if isinstance(value, _MOD_TYPES):
+        if isinstance(value, _NO_TENSORS):
             continue
         if name in _PER_SCORE:
             if broadcast(value.shape, value.shape, plan.scores) is None:
@@ -193,6 +198,9 @@ def on_device(plan: Plan, operands: Mapping[str, Operand], stream: Stream) -> di
     for name, value in operands.items():
         if isinstance(value, _MOD_TYPES):
             ready[name] = value.on(stream)
+            continue
+        if isinstance(value, flash_decode.Workspace):
+            ready[name] = value
             continue
         if isinstance(value, np.ndarray):
             value = DeviceTensor.from_numpy(value.astype(INT32) if name in _INTEGERS else value, stream=stream)

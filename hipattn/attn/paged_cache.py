@@ -17,7 +17,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import BFLOAT16, FLOATS, UINT8, DeviceTensor, as_dtype
 
-__all__ = ["PagedKVCache", "numbers"]
+__all__ = ["PagedKVCache", "sequence_list"]
 
 _BATCHES = 8  # lists of sequences whose tables are kept on the device
 
@@ -333,7 +333,7 @@ class PagedKVCache:
     def _batch(self, sequences: Sequence[int]) -> BlockTable:
         """Return the block table of sequences, up to date."""
         self._check_open()
-        key = numbers(sequences)
+        key = sequence_list(sequences)
         batch = self._batches.pop(key, None)
         if batch is None:
             if not key:
@@ -411,7 +411,7 @@ def _scales(name: str, array: npt.ArrayLike | None, shape: tuple[int, int]) -> n
     return scales
 
 
-def numbers(sequences: Sequence[int]) -> tuple[int, ...]:
+def sequence_list(sequences: Sequence[int]) -> tuple[int, ...]:
     """Return a list of sequences. Whether they are a cache's is not checked.
 
     Raises

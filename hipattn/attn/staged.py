@@ -126,10 +126,13 @@ class HipAttentionKernels:
         """
         stream, factor = self._stream(stream), number("factor", factor)
         check_device(stream, q=q, k=k, scores=scores)
-        product = _qk_product(factor, *_facts(q), *_facts(k), *_facts(scores))
+        alone = not np.float32(factor)  # a BLAS does not read what it multiplies by 0, and NaN would be lost
+        product = _qk_product(1.0 if alone else factor, *_facts(q), *_facts(k), *_facts(scores))
 
         def on_gpu() -> None:
             _multiply(product, q, k, scores, stream)
+            if alone:
+                scale.launch(scores, factor, stream=stream)
 
         def on_cpu() -> None:
             keys = _repeat_heads(_download(k), q.shape[1])
@@ -220,7 +223,7 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        stream = self._stream(stream)
+        stream, causal = self._stream(stream), boolean("causal", causal)
         target = scores if weights is None else weights
 
         def on_cpu() -> None:
@@ -379,14 +382,14 @@ class HipAttentionKernels:
             cache.append(layer, new_k, new_v, stream=stream)
             k, v = (_as("bshd", layout, kept) for kept in cache.view(layer))
         try:
-            self.run(q, k, v, out, causal=causal, scale=scale, layout=layout, lse=lse, stream=stream)
+            self.run_checked(q, k, v, out, causal=causal, scale=scale, layout=layout, lse=lse, stream=stream)
         except BaseException:
             if cache is not None:
                 cache.truncate(layer, past)
             raise
         return out
 
-    def run(
+    def run_checked(
         self,
         q: DeviceTensor,
         k: DeviceTensor,
@@ -399,7 +402,7 @@ class HipAttentionKernels:
         lse: DeviceTensor | None,
         stream: Stream,
     ) -> None:
-        """Run the stages of a call that is checked already. Arguments as of `compute_attention`.
+        """Run the stages of a call whose shapes, options and memory are checked, as `compute_attention` does.
 
         Raises
         ------

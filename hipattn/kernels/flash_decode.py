@@ -172,6 +172,17 @@ class Workspace:
             buffer.used_on(stream)
         return buffers[0].pointer, buffers[1].pointer
 
+    def reserve(self, rows: int, num_splits: int, value_dim: int, stream: Stream) -> None:
+        """Allocate what a launch of `rows` rows of queries takes, so that it does not.
+
+        Raises
+        ------
+        HipError
+            The device has too little memory.
+        """
+        if num_splits > 1:
+            self.get(4 * rows * num_splits * (value_dim + 1), 4 * rows, stream)
+
     def close(self) -> None:
         """Free the memory, after the work that uses it. The object can be used again."""
         self._parts.close()

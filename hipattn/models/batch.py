@@ -42,7 +42,8 @@ class BatchGeneration:
 
     Each step appends a token to every sequence of the batch. A prompt joins as soon as there is a place and pages for
     it. Where pages run out, the sequence that joined last leaves, and goes on later from where it was: what it says
-    depends neither on that nor on what else is in the batch, beyond rounding.
+    depends neither on that nor on what else is in the batch, beyond rounding: with a cache of 8 bits that of the keys
+    and values too, as those that are computed again see each other as they were.
 
     Attributes
     ----------

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "float8.h"
+#include "types.h"
 
 template <bool QUANTISED>
 struct Stored {

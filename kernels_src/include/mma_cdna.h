@@ -153,7 +153,7 @@ __device__ inline void then_multiply() {
         then<LDS_READ, 1>();
     }
 }
-// Of q k^T; as many as keep three waves busy in a simulation of the loop.
+// Of q k^T. Which order the compiler then finds is best with so many, by a count of the cycles of its loop.
 constexpr int READS_AHEAD = same<scalar, f16> && QK_COLUMNS == 64 ? 2 : 4;
 __device__ inline void order_qk() { then<LDS_READ, READS_AHEAD>(), then_multiply<QK_READS, 0>(); }
 __device__ inline void order_pv() {

@@ -430,8 +430,10 @@ def test_steps_over_a_cache_in_one_piece(stream: Stream) -> None:
                 own = options | ({} if where is stream else {"workspace": None})
                 with bindings.record() as calls:
                     attention_decode(query, cache, layer=layer, out=outs[-1], stream=where, **own)
-            names = {name for name, _ in calls}
-            assert at == 7 or not [x for x in names if "Mem" in x or "Malloc" in x or "Event" in x or "Sync" in x]
+                names = [name for name, _ in calls]
+                if where is stream:
+                    names.remove("hipMemsetAsync")  # a workspace's tickets
+                assert at == 7 or not [x for x in names if "Mem" in x or "Malloc" in x or "Event" in x or "Sync" in x]
             counts.append((plan_decode.cache_info().misses, flash_decode._plan.cache_info().misses))
             results.append([out.numpy() for out in outs])
         assert counts[1:] == counts[1:2] * 4

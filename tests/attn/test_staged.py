@@ -29,6 +29,14 @@ def test_qk_t(stream: Stream, dtype: np.dtype, heads_kv: int) -> None:
     assert_close(scores.numpy(), -0.3 * expected, atol=1e-4)
 
 
+def test_a_factor_of_zero_keeps_nan(stream: Stream) -> None:
+    q = np.ones((1, 1, 3, 8), np.float32)
+    q[0, 0, 1, 2], q[0, 0, 2, 3] = np.nan, np.inf
+    tensors, scores = upload(stream, q, np.ones((1, 1, 5, 8), np.float32)), poisoned(stream, (1, 1, 3, 5), np.float32)
+    HipAttentionKernels(stream.device).compute_qk_t(*tensors, scores, factor=0.0, stream=stream)
+    np.testing.assert_array_equal(scores.numpy()[0, 0], np.array([[0.0], [np.nan], [np.nan]]) * np.ones(5))
+
+
 def test_scale_inplace(stream: Stream) -> None:
     (scores,) = upload(stream, np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5))
     HipAttentionKernels(stream.device).scale_inplace(scores, -0.5, stream=stream)
