@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from bench_machine import Machine
-from bench_timing import Absent, HostClock, Job, TorchClock, WallClock
+from bench_timing import Absent, HipGraphClock, HostClock, Job, TorchClock, TorchGraphClock, WallClock
 
 import hipattn
 from hipattn import DeviceTensor
@@ -19,6 +19,7 @@ __all__ = [
     "Attention",
     "Contender",
     "Inputs",
+    "Timing",
     "decode",
     "flash",
     "fused",
@@ -79,32 +80,35 @@ class Attention:
         return Inputs([[machine.random(x, self.dtype, 3 * i + j) for j, x in enumerate(shapes)] for i in range(count)])
 
 
-Contender = Callable[[Machine, Attention, Inputs, bool], Job]
-"""Makes the job for a problem and its inputs; the last argument: time the host, not the device."""
+Timing = Literal["calls", "graph", "host"]
+"""What is timed: the device's work call by call, or as replays of a graph; or the host's part of a call."""
+
+Contender = Callable[[Machine, Attention, Inputs, Timing], Job]
+"""Makes the job for a problem and its inputs."""
 
 
 # ---- hipattn ----
 
 
-def _hipattn(machine: Machine, problem: Attention, inputs: Inputs, host: bool, compute: Callable[..., Any]) -> Job:
-    sets = inputs.sets
-    out = DeviceTensor.empty(sets[0][0].shape, problem.dtype, stream=machine.stream)
-    options = {"causal": problem.causal, "out": out, "stream": machine.stream}
-    clock = HostClock(machine.stream.sync) if host else machine.clock
+def _hipattn(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing, compute: Callable[..., Any]) -> Job:
+    sets, stream = inputs.sets, machine.stream
+    out = DeviceTensor.empty(sets[0][0].shape, problem.dtype, stream=stream)
+    options = {"causal": problem.causal, "out": out, "stream": stream}
+    clock = {"calls": machine.clock, "graph": HipGraphClock(stream, len(sets)), "host": HostClock(stream.sync)}[timing]
     return Job(lambda i: compute(*sets[i % len(sets)], **options), clock)
 
 
-def staged(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+def staged(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:
     """Run the pipeline of hipBLAS and hipattn's kernels."""
-    return _hipattn(machine, problem, inputs, host, machine.kernels.compute_attention)
+    return _hipattn(machine, problem, inputs, timing, machine.kernels.compute_attention)
 
 
-def fused(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+def fused(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:
     """Call ``hipattn.attention``, which chooses."""
-    return _hipattn(machine, problem, inputs, host, hipattn.attention)
+    return _hipattn(machine, problem, inputs, timing, hipattn.attention)
 
 
-def flash(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+def flash(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:
     """Call ``hipattn.attention`` for one fused kernel."""
     if "method" not in inspect.signature(hipattn.attention).parameters:
         raise Absent("hipattn.attention has no parameter `method` in this version")
@@ -112,15 +116,15 @@ def flash(machine: Machine, problem: Attention, inputs: Inputs, host: bool = Fal
     def compute(*tensors: Any, **options: Any) -> Any:
         return hipattn.attention(*tensors, method="flash", **options)
 
-    return _hipattn(machine, problem, inputs, host, compute)
+    return _hipattn(machine, problem, inputs, timing, compute)
 
 
-def decode(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+def decode(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:
     """Call ``hipattn.attention_decode`` over caches in one piece."""
-    return _hipattn(machine, problem, inputs, host, hipattn.attention_decode)
+    return _hipattn(machine, problem, inputs, timing, hipattn.attention_decode)
 
 
-def paged_decode(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+def paged_decode(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:
     """Call ``hipattn.attention_decode`` over the same memory as pages of 16 rows, in no order."""
     pages = problem.seq_k // PAGE_SIZE
     order = np.random.default_rng(0).permutation(problem.batch * pages).reshape(problem.batch, pages)
@@ -132,13 +136,13 @@ def paged_decode(machine: Machine, problem: Attention, inputs: Inputs, host: boo
     pools = [
         [q, *(x.reshape(problem.batch * pages, PAGE_SIZE, *x.shape[2:]) for x in caches)] for q, *caches in inputs.sets
     ]
-    return _hipattn(machine, problem, Inputs(pools), host, compute)
+    return _hipattn(machine, problem, Inputs(pools), timing, compute)
 
 
 # ---- NumPy ----
 
 
-def numpy(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:  # noqa: ARG001
+def numpy(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:  # noqa: ARG001
     """Compute in float32 on the host: its BLAS uses all cores, the rest one."""
     # [batch, heads, seq, dim], as its products take them.
     sets = [[np.ascontiguousarray(x.numpy().astype(np.float32).swapaxes(1, 2)) for x in item] for item in inputs.sets]
@@ -175,7 +179,7 @@ TORCH = {
 def torch_sdpa(backend: str | None) -> Contender:
     """Return the contender for one of torch's back ends; None: for what torch chooses."""
 
-    def make(machine: Machine, problem: Attention, inputs: Inputs, host: bool = False) -> Job:
+    def make(machine: Machine, problem: Attention, inputs: Inputs, timing: Timing = "calls") -> Job:
         try:
             import torch
             from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -197,7 +201,12 @@ def torch_sdpa(backend: str | None) -> Contender:
         def compute(i: int) -> Any:
             return attention(*sets[i % len(sets)], **options)
 
-        clock = HostClock(torch.cuda.synchronize) if host else TorchClock(torch)
+        clocks = {
+            "calls": TorchClock(torch),
+            "graph": TorchGraphClock(torch, len(sets)),
+            "host": HostClock(torch.cuda.synchronize),
+        }
+        clock = clocks[timing]
         if backend is None:
             return Job(compute, clock)
         chosen = SDPBackend.__members__[backend]

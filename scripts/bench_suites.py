@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 from bench_machine import Machine
-from bench_peers import TORCH, Attention, Contender, decode, flash, fused, numpy, paged_decode, staged, torch_sdpa
+from bench_peers import (
+    TORCH,
+    Attention,
+    Contender,
+    Timing,
+    decode,
+    flash,
+    fused,
+    numpy,
+    paged_decode,
+    staged,
+    torch_sdpa,
+)
 from bench_timing import HostClock, Job, Result, WallClock, measure
 
 from hipattn import DeviceTensor, Stream
@@ -63,18 +75,23 @@ BACKENDS = {name: torch_sdpa(backend) for name, backend in TORCH.items()}
 
 
 def _attention(
-    problem: Attention, contenders: Mapping[str, Contender], columns: str, *, ceiling: str = "", host: bool = False
+    problem: Attention,
+    contenders: Mapping[str, Contender],
+    columns: str,
+    *,
+    ceiling: str = "",
+    timing: Timing = "calls",
 ) -> Case:
     def make(machine: Machine) -> Jobs:
         inputs = problem.inputs(machine)
 
         def bound(contender: Contender) -> Callable[[], Job]:
-            return lambda: contender(machine, problem, inputs, host)
+            return lambda: contender(machine, problem, inputs, timing)
 
         return {name: bound(contender) for name, contender in contenders.items()}
 
     what = {column: getattr(problem, NAMES.get(column, column)) for column in columns.split()}
-    work = 0.0 if host else problem.nbytes if ceiling == "copy" else problem.flops
+    work = 0.0 if timing == "host" else problem.nbytes if ceiling == "copy" else problem.flops
     return Case(what, make, work, ceiling, problem.nbytes)
 
 
@@ -109,14 +126,14 @@ def flash_cases(machine: Machine, dtypes: Sequence[str]) -> Iterator[Case]:
 
 
 def decode_cases(machine: Machine, dtypes: Sequence[str]) -> Iterator[Case]:
-    """One query for each of a batch of sequences, head_dim 128."""
+    """One query for each of a batch of sequences, head_dim 128, replayed from graphs as generation does."""
     peers = ("torch flash", "torch cuDNN")
     contenders = {"hipattn": decode, "hipattn paged": paged_decode, **{name: BACKENDS[name] for name in peers}}
     batches, lengths = ((2,), (64,)) if machine.quick else ((1, 8, 32, 64), (2048, 8192, 32768, 131072))
     for dtype, kv, batch, keys in itertools.product(dtypes, (8, 32), batches, lengths):
         heads, kv = (2, kv // 16) if machine.quick else (32, kv)
         problem = Attention(batch, 1, keys, heads, kv or 1, 128, dtype, causal=False)
-        yield _attention(problem, contenders, "dtype heads heads_kv batch keys", ceiling="copy")
+        yield _attention(problem, contenders, "dtype heads heads_kv batch keys", ceiling="copy", timing="graph")
 
 
 def host_cases(machine: Machine, dtypes: Sequence[str]) -> Iterator[Case]:
@@ -131,7 +148,7 @@ def host_cases(machine: Machine, dtypes: Sequence[str]) -> Iterator[Case]:
     for dtype in dtypes:
         for seq_q, seq_k, heads, dim, causal in shapes:
             problem = Attention(1, seq_q, seq_k, heads, heads, dim, dtype, causal)
-            yield _attention(problem, contenders, "dtype tokens keys heads head_dim causal", host=True)
+            yield _attention(problem, contenders, "dtype tokens keys heads head_dim causal", timing="host")
         yield _launch(dtype)
 
 

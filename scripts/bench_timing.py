@@ -8,9 +8,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from hipattn import Event, Stream
+from hipattn import Event, Graph, Stream
 
-__all__ = ["Absent", "Clock", "HipClock", "HostClock", "Job", "Result", "TorchClock", "WallClock", "measure"]
+__all__ = [
+    "Absent",
+    "Clock",
+    "HipClock",
+    "HipGraphClock",
+    "HostClock",
+    "Job",
+    "Result",
+    "TorchClock",
+    "TorchGraphClock",
+    "WallClock",
+    "measure",
+]
 
 SPAN = 0.02  # seconds of a sample, so that what an event costs, and the first launch's delay, vanish
 SAMPLES = 7
@@ -61,6 +73,58 @@ class TorchClock:
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3 / count
+
+
+def _captured(calls: int, replay: Callable[[], Any], clock: Clock, count: int) -> float:
+    """Return the seconds of one of the `calls` in a graph, replayed until at least `count` were made."""
+    return clock(lambda _: replay(), -(-count // calls)) / calls
+
+
+class HipGraphClock:
+    """The device's time of calls in a graph, as generation replays them: without the host's time for each.
+
+    Parameters
+    ----------
+    stream
+    period
+        How many calls go through all sets of inputs.
+    """
+
+    LEAST = 16  # calls in a graph, so that what a replay costs vanishes
+
+    def __init__(self, stream: Stream, period: int) -> None:
+        self.stream = stream
+        self.calls = period * -(-self.LEAST // period)
+        self.graph: Graph | None = None
+
+    def __call__(self, call: Callable[[int], Any], count: int) -> float:  # noqa: D102
+        def work() -> None:
+            for i in range(self.calls):
+                call(i)
+
+        if self.graph is None:
+            work()  # kernels are loaded, and memory is allocated, outside a graph
+            self.graph = Graph(self.stream, work)
+        return _captured(self.calls, self.graph.launch, HipClock(self.stream), count)
+
+
+class TorchGraphClock:
+    """The same for torch's calls."""
+
+    def __init__(self, torch: Any, period: int) -> None:
+        self.torch = torch
+        self.calls = period * -(-HipGraphClock.LEAST // period)
+        self.graph: Any = None
+
+    def __call__(self, call: Callable[[int], Any], count: int) -> float:  # noqa: D102
+        if self.graph is None:
+            call(0)
+            self.torch.cuda.synchronize()
+            self.graph = self.torch.cuda.CUDAGraph()
+            with self.torch.cuda.graph(self.graph):
+                for i in range(self.calls):
+                    call(i)
+        return _captured(self.calls, self.graph.replay, TorchClock(self.torch), count)
 
 
 class WallClock:
