@@ -43,7 +43,12 @@ from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
 
-CASES = list(product(CHECKED_ARCHS, kernels.FAMILIES))
+# gfx1200 and gfx1201 differ in their number only: what has nothing of the chip in its source is compiled for one.
+CASES = [
+    (arch, family)
+    for arch, family in product(CHECKED_ARCHS, kernels.FAMILIES)
+    if arch != "gfx1200" or family in (flash_fwd, flash_decode)
+]
 
 
 def problems(arch: str, specialisations: Sequence[Specialisation], *, spills: bool = False) -> list[str]:
