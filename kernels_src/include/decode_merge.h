@@ -31,49 +31,57 @@ struct MergedRow {
 
 // Writes ROWS rows, of which `count` exist. With weights w = 2^(lse - max):
 //     out = sum w part / sum w, and the logarithm to base 2 of the row's total is log2(sum w) + max
-// A wave takes them, WIDTH columns a lane, and adds in the order of the parts: the same, whichever block is last.
-// ROWS x 4 parts come from memory at once.
+// A wave takes them, WIDTH columns a lane, and adds in the order of the parts: the same, whichever block is last. The
+// maximum is that of the parts so far, so that all of a part comes from memory at once, and 16 / ROWS parts.
 template <int ROWS>
 __device__ inline void merge(MergedRow (&rows)[ROWS], int count, int splits) {
     constexpr int MOST = VALUE_DIM / WAVE_SIZE, WIDTH = VALUE_DIM % 4 == 0 && MOST >= 4 ? 4
                                                         : VALUE_DIM % 2 == 0 && MOST >= 2 ? 2 : 1;
-    float shift[ROWS], total[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) shift[r] = -INF;
-    for (int s = lane_index(); s < splits; s += WAVE_SIZE)
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) shift[r] = fmaxf(shift[r], rows[r].lse[s]);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        shift[r] = wave_max(shift[r]);
-        shift[r] = shift[r] == -INF ? 0.0f : shift[r];
-    }
+    constexpr int AT_ONCE = 16 / ROWS;
     for (int first = 0; first < VALUE_DIM; first += WAVE_SIZE * WIDTH) {
         const int column = first + lane_index() * WIDTH;
         const bool mine = column < VALUE_DIM;
-        i64 at = mine ? column : 0;
-        float sum[ROWS][WIDTH] = {};
+        float shift[ROWS], total[ROWS] = {}, sum[ROWS][WIDTH] = {};
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) total[r] = 0.0f;
-#pragma unroll 4
-        for (int s = 0; s < splits; ++s, at += VALUE_DIM)
+        for (int r = 0; r < ROWS; ++r) shift[r] = -INF;
+        for (int s = 0; s < splits; s += AT_ONCE) {
+            float lse[AT_ONCE][ROWS], x[AT_ONCE][ROWS][WIDTH];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i)
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) {
+                    const int part = min(s + i, splits - 1);
+                    lse[i][r] = s + i < splits ? rows[r].lse[part] : -INF;
+                    load_vector(x[i][r], rows[r].parts + static_cast<i64>(part) * VALUE_DIM + (mine ? column : 0));
+                }
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                float x[WIDTH];
-                load_vector(x, rows[r].parts + at);
-                const float weight = exp2_fast(rows[r].lse[s] - shift[r]);
-                total[r] += weight;
+                float highest = shift[r];
 #pragma unroll
-                for (int e = 0; e < WIDTH; ++e) sum[r][e] = weight == 0.0f ? sum[r][e] : fmaf(weight, x[e], sum[r][e]);
+                for (int i = 0; i < AT_ONCE; ++i) highest = fmaxf(highest, lse[i][r]);
+                const float base = highest == -INF ? 0.0f : highest;  // no part so far saw a key: all weights are 0
+                const float factor = exp2_fast(shift[r] - base);
+                shift[r] = highest;
+                total[r] *= factor;
+#pragma unroll
+                for (int e = 0; e < WIDTH; ++e) sum[r][e] *= factor;
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; ++i) {
+                    const float weight = exp2_fast(lse[i][r] - base);
+                    total[r] += weight;
+#pragma unroll
+                    for (int e = 0; e < WIDTH; ++e)
+                        sum[r][e] = weight == 0.0f ? sum[r][e] : fmaf(weight, x[i][r][e], sum[r][e]);
+                }
             }
+        }
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const float factor = total[r] == 0.0f ? 0.0f : 1.0f / total[r];
 #pragma unroll
             for (int e = 0; e < WIDTH; ++e)
                 if (mine && r < count) rows[r].out[column + e] = static_cast<scalar>(sum[r][e] * factor);
+            rows[r].log2_sum = log2f(total[r]) + (shift[r] == -INF ? 0.0f : shift[r]);
         }
     }
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) rows[r].log2_sum = log2f(total[r]) + shift[r];
 }
