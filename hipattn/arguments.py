@@ -23,6 +23,8 @@ def integer(name: str, value: Any, least: int = 0) -> int:
     ArgumentError
         It is something else.
     """
+    if type(value) is int and value >= least:
+        return value  # in nearly all calls
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -59,7 +61,9 @@ def boolean(name: str, value: Any) -> bool:
     ArgumentError
         It is something else.
     """
-    if not isinstance(value, bool | np.bool_):
+    if type(value) is bool:
+        return value
+    if not isinstance(value, np.bool_):
         raise ArgumentError(f"{name} is {value!r}; it takes True or False")
     return bool(value)
 

@@ -275,7 +275,8 @@ class DeviceTensor:
         ClosedError
             The buffer was closed.
         """
-        return self.buffer.pointer + self.offset * self.dtype.itemsize
+        pointer = self.buffer.pointer
+        return pointer + self.offset * self.dtype.itemsize if self.offset else pointer
 
     @property
     def device(self) -> Device:

@@ -90,17 +90,10 @@ def on_device(
     """
     device = stream.device
     q, k, v = qkv
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.buffer.device is not device:
-            raise ArgumentError(f"{name} is on device {tensor.device.index}; the stream is on {device.index}")
-        if tensor.buffer.closed:
-            raise ClosedError(f"{name} is closed: its buffer of {tensor.buffer.nbytes} bytes")
+    _check_memory(device, q=q, k=k, v=v)
     if out is not None:
         check_out(plan, out, q=q, k=k, v=v, **others)
-        if out.buffer.device is not device:
-            raise ArgumentError(f"out is on device {out.device.index}; the stream is on {device.index}")
-        if out.buffer.closed:
-            raise ClosedError(f"out is closed: its buffer of {out.buffer.nbytes} bytes")
+        _check_memory(device, out=out)
     if others:
         operands.check(plan, others)
         others = operands.on_device(plan, others, stream)
@@ -121,6 +114,15 @@ def on_device(
     else:
         _fill(out, lse, on_host(plan, qkv, others), stream)
     return out, lse
+
+
+def _check_memory(device: Device, **tensors: DeviceTensor) -> None:
+    for name, tensor in tensors.items():
+        buffer = tensor.buffer
+        if buffer.device is not device:
+            raise ArgumentError(f"{name} is on device {buffer.device.index}; the stream is on {device.index}")
+        if buffer.closed:
+            raise ClosedError(f"{name} is closed: its buffer of {buffer.nbytes} bytes")
 
 
 def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
+from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, dtype_names, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose_decode
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
 from hipattn.kernels.rows import ACCESS_BYTES, check_device, vector_width, widest
@@ -265,7 +265,7 @@ def launch(
         stream.device,
         (scale, causal, window, softcap),
         num_splits,
-        tuple(None if x is None else x.dtype.name for x in others),
+        dtype_names(others),
         score_mod and score_mod.render("user_score_mod", 0, 0, params="FlashDecodeParams"),
         mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES, params="FlashDecodeParams"),
         lengths is not None,

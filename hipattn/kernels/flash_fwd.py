@@ -14,7 +14,7 @@ from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
 from hipattn.kernels import block_mask
-from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, fill, is_wide, resolve
+from hipattn.kernels.flash_options import OPTION_FIELDS, OPTIONS, Features, Formula, dtype_names, fill, is_wide, resolve
 from hipattn.kernels.flash_tiles import FLAG_BYTES, Tiles, choose
 from hipattn.kernels.mods import MAX_VALUES, MaskMod, ScoreMod
 from hipattn.kernels.rows import ACCESS_BYTES, check_device, vector_width
@@ -170,7 +170,7 @@ def launch(
     plan = _plan(
         stream.device,
         (scale, causal, window, softcap),
-        tuple(None if x is None else x.dtype.name for x in others),
+        dtype_names(others),
         score_mod and score_mod.render("user_score_mod", 0, 0),
         mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES),
         0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1,

@@ -17,7 +17,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor
 
-__all__ = ["OPTIONS", "OPTION_FIELDS", "Features", "Formula", "fill", "is_wide", "resolve"]
+__all__ = ["OPTIONS", "OPTION_FIELDS", "Features", "Formula", "dtype_names", "fill", "is_wide", "resolve"]
 
 _USER_VALUES = 2 * MAX_VALUES  # tensors, floats and integers each, of a call's score_mod and mask_mod
 
@@ -136,6 +136,13 @@ class Features:
         no_score_mod = f"__device__ float user_score_mod(float, int, int, int, int, const {params}&);\n"
         no_mask_mod = f"__device__ bool user_mask_mod(int, int, int, int, const {params}&);\n"
         return (self.score_mod or no_score_mod) + (self.mask_mod or no_mask_mod)
+
+
+def dtype_names(tensors: tuple[DeviceTensor | None, ...]) -> tuple[str | None, ...]:
+    """Return the names of their dtypes, None for one that is not there."""
+    if tensors.count(None) == len(tensors):  # in most calls
+        return tensors  # type: ignore[return-value]
+    return tuple(None if tensor is None else tensor.dtype.name for tensor in tensors)
 
 
 def resolve(p: Any, formula: Formula) -> None:
