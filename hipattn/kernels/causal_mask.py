@@ -10,7 +10,7 @@ from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
 from hipattn.kernels.operands import Operand, operand
-from hipattn.kernels.rows import BLOCK, as_rows, share, vector_width, widest
+from hipattn.kernels.rows import BLOCK, as_rows, share, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
@@ -19,7 +19,7 @@ from hipattn.tensor import DeviceTensor, as_dtype
 __all__ = ["CausalMaskParams", "defaults", "launch", "specialise"]
 
 
-_BLOCKS = 16  # of a compute unit
+_BLOCKS = 8  # of a compute unit
 
 
 class CausalMaskParams(Arguments):
@@ -32,29 +32,31 @@ class CausalMaskParams(Arguments):
         ("seq_k", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("row_shift", ctypes.c_uint32),
-        ("blocks_per_row", ctypes.c_uint32),
     )
 
 
-def specialise(dtype: str, vector: int) -> Specialisation:
-    """Return the kernel for a dtype and `vector` elements an access."""
+def specialise(dtype: str) -> Specialisation:
+    """Return the kernel for a dtype."""
     return Specialisation(
         "causal_mask",
         "causal_mask_kernel",
         CausalMaskParams,
-        {"BLOCK": BLOCK, "VECTOR": vector},
+        {"BLOCK": BLOCK, "VECTOR": widest(dtype)},
         {"scalar": dtype},
     )
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:  # noqa: ARG001
-    """Return the kernels for aligned rows."""
+    """Return all kernels."""
     for dtype in SCALARS:
-        yield specialise(dtype, widest(dtype))
+        yield specialise(dtype)
 
 
 def launch(scores: DeviceTensor, *, stream: Stream) -> None:
-    """Write -inf to ``scores[..., i, j]`` where ``j > i + seq_k - seq_q``; touch nothing else.
+    """Write -inf to ``scores[..., i, j]`` where ``j > i + seq_k - seq_q``.
+
+    All other elements of `scores` stay as they are, bit for bit. Some of them are read and written back, so nothing
+    else may write to `scores` meanwhile; what lies between its rows is not touched.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
 
 @lru_cache(maxsize=4096)
 def _plan(device: Device, scores: Operand) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    name, dtype, shape, strides, address = scores
+    name, dtype, shape, strides, _ = scores
     as_dtype(dtype, f"{name}'s dtype")
     if len(shape) < 2:
         raise ArgumentError(f"{name} has shape {shape}; it takes [..., seq_q, seq_k]")
@@ -89,10 +91,11 @@ def _plan(device: Device, scores: Operand) -> tuple[Kernel, LaunchConfig, tuple[
     # A single query is the last one: it sees every key.
     if not rows * seq_k or seq_q == 1:
         return None
-    vector = vector_width((address, dtype.itemsize, (stride,)))
-    row_shift, blocks_per_row, config = share(rows, seq_k, vector)
+    # A wave takes a row, or several that are short. One that hides much has at least as many rows beside it: blocks
+    # need not share it.
+    vector = widest(dtype.name)
+    hidden = min(seq_k, seq_q - 1)  # at most, of a row
+    row_shift, _, config = share(rows, min(hidden, device.wave_size * vector), vector)
     # Each block takes several rows: to start one for each takes longer than to write it.
-    groups = -(-_BLOCKS * device.compute_units // blocks_per_row)
-    config = LaunchConfig(min(config.grid[0], groups * blocks_per_row), config.block)
-    kernel = load(specialise(dtype.name, vector), device)
-    return kernel, config, (rows, seq_q, seq_k, stride, row_shift, blocks_per_row)
+    config = LaunchConfig(min(config.grid[0], _BLOCKS * device.compute_units), config.block)
+    return load(specialise(dtype.name), device), config, (rows, seq_q, seq_k, stride, row_shift)

@@ -63,6 +63,22 @@ __device__ inline void store_whole(const Vec<T, N>& v, T* at) {
     *reinterpret_cast<Vec<T, N>*>(at) = v;
 }
 
+// Writes 16 bytes of neighbours that are not read again soon: they give way first in the caches.
+template <typename T, int N>
+__device__ inline void store_streamed(const Vec<T, N>& v, T* at) {
+    static_assert(sizeof(v) == 16, "a streaming store is as wide as an access can be");
+#if defined(__HIP_PLATFORM_NVIDIA__)
+    const uint4 w = __builtin_bit_cast(uint4, v);
+    asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w)
+                 : "memory");
+#elif defined(__AMDGCN__) && !defined(SIM_ARCH)
+    using Whole = __attribute__((ext_vector_type(N))) T;
+    __builtin_nontemporal_store(__builtin_bit_cast(Whole, v), reinterpret_cast<Whole*>(at));
+#else
+    store_whole(v, at);  // on a CPU such a store may be seen later than those after it
+#endif
+}
+
 // Writes N neighbours, each rounded to nearest even.
 template <int N, typename T>
 __device__ inline void store_vector(const float (&x)[N], T* at) {

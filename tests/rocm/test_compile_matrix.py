@@ -98,7 +98,7 @@ def one_dtype(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
 
 
 @st.composite
-def confinements(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
+def dtype_alone(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     return family.specialise(draw(dtypes))
 
 
@@ -238,8 +238,8 @@ STRATEGIES = {
     activation: activations,
     add: additions,
     block_mask: block_masks,
-    causal_mask: one_dtype,
-    confine: confinements,
+    causal_mask: dtype_alone,
+    confine: dtype_alone,
     convert: conversions,
     embedding: embeddings,
     flash_decode: decodes,
