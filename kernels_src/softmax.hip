@@ -10,8 +10,8 @@
 //
 // GROUP threads take a row: part of a wave, a wave, or the block, whose waves meet in LDS. A row of at most
 // GROUP * HELD elements is read once and stays in registers. A longer one (HELD = 0) is read twice: first for
-// its maximum and sum together, the sum rescaled as the maximum grows; then to be written. No row has to fit in
-// LDS, but few enough are begun for the second reading to find them in the chip's cache.
+// its maximum and sum together, the sum rescaled as the maximum grows; then, backwards, to be written. No row has to
+// fit in LDS, but few enough are begun for the second reading to find much of them in the chip's cache.
 //
 // Bound by memory: one read (or two) and one write, VECTOR elements an access.
 #include "types.h"
@@ -109,30 +109,36 @@ __device__ inline Sum softmax_held(const Row& row, float* scratch) {
 
 constexpr int STEP = GROUP * VECTOR;
 
-// Gives each of the thread's vectors of what is seen of a row to `take`, with its column, and returns the column of the
-// first that is not. AT_ONCE of them come from memory together.
-template <class Take>
-__device__ inline i64 stream(const Row& row, Take take) {
+// Gives each of the thread's vectors of what is seen of a row to `take`, with its column. AT_ONCE of them come from
+// memory together. BACK: those read last time last come first, which the chip's cache still has.
+template <bool BACK, class Take>
+__device__ inline void stream(const Row& row, Take take) {
     constexpr int AT_ONCE = 4;
-    i64 column = row.thread * VECTOR;
-    for (; column + (AT_ONCE - 1) * STEP + VECTOR <= row.seen; column += AT_ONCE * STEP) {
+    const i64 rounds = row.seen / STEP;  // in which each thread has a whole vector
+    auto column = [&](i64 round) { return (BACK ? rounds - 1 - round : round) * STEP + row.thread * VECTOR; };
+    i64 round = 0;
+    for (; round + AT_ONCE <= rounds; round += AT_ONCE) {
         float x[AT_ONCE][VECTOR];
 #pragma unroll
-        for (int v = 0; v < AT_ONCE; ++v) load_vector(x[v], row.in + column + v * STEP);
+        for (int v = 0; v < AT_ONCE; ++v) load_vector(x[v], row.in + column(round + v));
 #pragma unroll
-        for (int v = 0; v < AT_ONCE; ++v) take(x[v], column + v * STEP);
+        for (int v = 0; v < AT_ONCE; ++v) take(x[v], column(round + v));
     }
-    for (; column < row.seen; column += STEP) {
-        float x[VECTOR];
-        load_row(x, row.in, column, row.seen, -INF);
-        take(x, column);
+    float x[VECTOR];
+    for (; round < rounds; ++round) {
+        load_vector(x, row.in + column(round));
+        take(x, column(round));
     }
-    return column;
+    const i64 last = rounds * STEP + row.thread * VECTOR;
+    if (last < row.seen) {
+        load_row(x, row.in, last, row.seen, -INF);
+        take(x, last);
+    }
 }
 
 __device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
     float highest = -INF, total = 0.0f;
-    stream(row, [&](const float(&x)[VECTOR], i64) {
+    stream<false>(row, [&](const float(&x)[VECTOR], i64) {
         const float before = highest;
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[e]);
@@ -145,7 +151,7 @@ __device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
     sum.shift = shift_of(group_max(highest, scratch));
     sum.total = group_sum(total * exp_above(highest, sum.shift), scratch);
     const float inverse = sum.inverse();
-    i64 column = stream(row, [&](const float(&x)[VECTOR], i64 column) {
+    stream<true>(row, [&](const float(&x)[VECTOR], i64 column) {
         float y[VECTOR];
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) y[e] = exp_above(x[e], sum.shift) * inverse;
@@ -156,6 +162,8 @@ __device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
         float hidden[VECTOR];
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) hidden[e] = exp_above(-INF, sum.shift) * inverse;
+        i64 column = row.seen / STEP * STEP + row.thread * VECTOR;
+        if (column < row.seen) column += STEP;  // written with what is seen
         for (; column < row.columns; column += STEP) store_row(hidden, row.out, column, row.columns);
     }
     return sum;
