@@ -1,8 +1,9 @@
 """How fast is hipattn here, beside its peers and the chip's own limits? ``python scripts/bench.py [SUITE ...]``.
 
-Suites: staged (the pipeline of stages), flash (fused attention), decode (one query a sequence), kernels (those bound
-by memory), host (the host's time for a warm call), compile. Peers are NumPy on the host (suite staged) and
-PyTorch's SDPA back ends, where torch finds the GPU; one that is not here is shown as "–", with the reason below.
+Suites: staged (the pipeline of stages), flash (fused attention), decode (one query a sequence, as replays of a graph),
+kernels (those bound by memory), host (the host's time for a warm call), compile. Peers are NumPy on the host (suite
+staged) and PyTorch's SDPA back ends, where torch finds the GPU; one that is not here is shown as "–", with the reason
+below.
 
 Times are medians of samples of at least 20 ms between two events of the device, warm, over several sets of inputs
 that exceed its caches together, the contenders taking turns. The ceilings are measured too: a copy on the device

@@ -255,7 +255,7 @@ def _compilation(kernel: Specialisation) -> Callable[[Machine], Jobs]:
 SUITES = {
     "staged": Suite("The staged pipeline; causal, head_dim 64", "TFLOP/s", ("float32",), staged_cases),
     "flash": Suite("Fused attention", "TFLOP/s", ("float16", "bfloat16", "float32"), flash_cases),
-    "decode": Suite("One query a sequence; head_dim 128", "TB/s", ("float16",), decode_cases),
+    "decode": Suite("One query a sequence, replayed from a graph; head_dim 128", "TB/s", ("float16",), decode_cases),
     "kernels": Suite("Kernels bound by memory", "TB/s", ("float32", "float16", "bfloat16"), kernel_cases),
     "host": Suite("The host's time for a warm call", "", ("float16",), host_cases),
     "compile": Suite("Compilation", "", ("float16",), compile_cases),
