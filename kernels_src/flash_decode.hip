@@ -52,7 +52,7 @@ __device__ inline void merge_parts(const FlashDecodeParams& p, const Place& plac
     const int tile = (place.b * p.groups + place.h / GROUP) * p.row_tiles + place.first_row / BLOCK_M;
     if (!comes_last(static_cast<unsigned*>(p.tickets) + tile, p.splits, flag)) return;
     const int end = min(place.first_row + BLOCK_M, place.rows());
-    constexpr int ROWS = GROUP <= WAVES ? 1 : GROUP <= 2 * WAVES ? 2 : 4;  // at once
+    constexpr int SHARE = (GROUP + WAVES - 1) / WAVES, ROWS = SHARE < 4 ? SHARE : 4;  // at once
     for (int first = place.first_row + wave_index() * ROWS; first < end; first += WAVES * ROWS) {
         MergedRow rows[ROWS];
 #pragma unroll

@@ -110,7 +110,7 @@ __device__ inline Sum softmax_held(const Row& row, float* scratch) {
 constexpr int STEP = GROUP * VECTOR;
 
 // Gives each of the thread's vectors of what is seen of a row to `take`, with its column. AT_ONCE of them come from
-// memory together. BACK: those read last time last come first, which the chip's cache still has.
+// memory together. BACK: from the row's end to its begin; the chip's cache still has what was read last.
 template <bool BACK, class Take>
 __device__ inline void stream(const Row& row, Take take) {
     constexpr int AT_ONCE = 4;

@@ -98,14 +98,16 @@ class HipGraphClock:
         self.graph: Graph | None = None
 
     def __call__(self, call: Callable[[int], Any], count: int) -> float:  # noqa: D102
+        calls = self.calls  # the graph keeps `work`, which must not keep the clock
+
         def work() -> None:
-            for i in range(self.calls):
+            for i in range(calls):
                 call(i)
 
         if self.graph is None:
             work()  # kernels are loaded, and memory is allocated, outside a graph
             self.graph = Graph(self.stream, work)
-        return _captured(self.calls, self.graph.launch, HipClock(self.stream), count)
+        return _captured(calls, self.graph.launch, HipClock(self.stream), count)
 
 
 class TorchGraphClock:

@@ -169,6 +169,8 @@ class HipAttentionKernels:
     def apply_causal_mask(self, scores: DeviceTensor, *, stream: Stream | None = None) -> None:
         """scores[..., i, j] = −inf where j > i + seq_k − seq_q: the last query is aligned with the last key.
 
+        Other scores keep their bits, but some are written back: no other stream may write to them meanwhile.
+
         Parameters
         ----------
         scores

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.errors import ArgumentError
-from hipattn.kernels.operands import Operand, operand
+from hipattn.kernels.operands import operand
 from hipattn.kernels.rows import BLOCK, as_rows, share, widest
 from hipattn.runtime.device import Device
 from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
@@ -72,7 +75,7 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
     HipError
         The launch fails.
     """
-    plan = _plan(stream.device, operand(stream, "scores", scores))
+    plan = _plan(stream.device, *operand(stream, "scores", scores)[:-1])  # any address will do
     if plan is None:
         return
     kernel, config, sizes = plan
@@ -81,8 +84,9 @@ def launch(scores: DeviceTensor, *, stream: Stream) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _plan(device: Device, scores: Operand) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
-    name, dtype, shape, strides, _ = scores
+def _plan(
+    device: Device, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[Kernel, LaunchConfig, tuple[int, ...]] | None:
     as_dtype(dtype, f"{name}'s dtype")
     if len(shape) < 2:
         raise ArgumentError(f"{name} has shape {shape}; it takes [..., seq_q, seq_k]")

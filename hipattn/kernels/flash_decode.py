@@ -435,7 +435,7 @@ def _splits(units: int, blocks: int, rows: int, keys: int, block_n: int, key_byt
 
     The unit of time is what a compute unit's share of the memory's bandwidth takes for a tile. A block has a tile on
     its way, so that fewer blocks than `_ON_THE_WAY` leave some of the bandwidth. A block costs two tiles to start; and
-    to make one result of `rows` rows takes as long as a tile for each four of them and eight parts.
+    to make one result of `rows` rows takes at most as long as a tile for each four of them and eight parts.
     """
     count, enough = max(1, -(-keys // block_n)), _ON_THE_WAY / (block_n * key_bytes)
 

@@ -71,7 +71,7 @@ __device__ inline void merge(MergedRow (&rows)[ROWS], int count, int splits) {
                     total[r] += weight;
 #pragma unroll
                     for (int e = 0; e < WIDTH; ++e)
-                        sum[r][e] = weight == 0.0f ? sum[r][e] : fmaf(weight, x[i][r][e], sum[r][e]);
+                        sum[r][e] = lse[i][r] == -INF ? sum[r][e] : fmaf(weight, x[i][r][e], sum[r][e]);
                 }
             }
         }

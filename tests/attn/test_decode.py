@@ -256,6 +256,22 @@ def test_what_is_not_finite_stays_where_it_is_seen(stream: Stream, num_splits: i
     assert np.argwhere(~np.isfinite(lse)).tolist() == [[0, 2, 1]]
 
 
+@pytest.mark.parametrize("at", [0, 300, 639])
+@pytest.mark.parametrize("num_splits", [1, 2, 17, 40])
+def test_nan_reaches_a_row_that_hardly_sees_it(stream: Stream, num_splits: int, at: int) -> None:
+    """The weight of its key is 0 in float32, wherever its part stands among the parts."""
+    caches = Caches.random((640,), 1)
+    caches.q[:], caches.k[:] = 1, 0
+    caches.k[:, 320:336] = 200 * caches.k.shape[-1] ** -0.5  # a score of 200
+    clean, _ = decode(stream, caches, num_splits=num_splits)
+    caches.v[0, at, 0, 3] = np.nan
+    out, _ = decode(stream, caches, num_splits=num_splits)
+    wrong = np.zeros(out.shape, bool)
+    wrong[0, 0, :2, 3] = True
+    assert np.isnan(out[wrong]).all()
+    assert same_bits(out[~wrong], clean[~wrong])
+
+
 def test_any_strides(stream: Stream) -> None:
     """Heads before keys, as other caches have them, and rows that are not aligned."""
     caches = Caches.random((40, 33), 3, dims=(40, 24))

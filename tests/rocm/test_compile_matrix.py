@@ -43,7 +43,7 @@ from hipattn.kernels.rows import widest
 
 pytestmark = pytest.mark.rocm
 
-# gfx1200 and gfx1201 differ in their number only: what has nothing of the chip in its source is compiled for one.
+# gfx1200 and gfx1201 differ in their number only: what is not chosen by the chip's name is compiled for one of them.
 CASES = [
     (arch, family)
     for arch, family in product(CHECKED_ARCHS, kernels.FAMILIES)

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from hipattn import Device
+from hipattn import Device, DeviceTensor, Stream
+from hipattn.kernels import scale
 from hipattn.runtime import bindings
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -37,6 +39,24 @@ def document() -> dict[str, Any]:
 def timing(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     return importlib.import_module("bench_timing")
+
+
+def test_a_graph_is_captured_once_and_holds_all_inputs(timing: Any) -> None:
+    calls: list[int] = []
+    with Stream() as stream:
+        x = DeviceTensor.from_numpy(np.ones(3, np.float32), stream=stream)
+
+        def double(i: int) -> None:
+            calls.append(i)
+            scale.launch(x, 2.0, stream=stream)
+
+        clock = timing.HipGraphClock(stream, 3)
+        assert clock(double, 40) > 0
+        assert calls == [*range(18)] * 2  # once to warm up, once in the graph
+        assert x.numpy()[0] == 2.0 ** (18 + 3 * 18)
+        clock(double, 1)
+        assert len(calls) == 36
+        assert x.numpy()[0] == 2.0 ** (18 + 4 * 18)
 
 
 def test_the_document_says_where(document: dict[str, Any]) -> None:
