@@ -50,7 +50,7 @@ class DeviceBuffer(Owned):
     ArgumentError
         `nbytes` is negative or no integer.
     HipError
-        The device has too little memory.
+        The device has too little memory, or `stream` is captured.
     """
 
     def __init__(self, nbytes: int, stream: Stream | None = None) -> None:
@@ -74,6 +74,10 @@ class DeviceBuffer(Owned):
 
     def _allocate(self, nbytes: int, native: Any) -> int:
         hip = bindings.hip
+        if self.stream.captured is not None:
+            # Where the runtime could capture it, it would be memory that exists while the graph runs, and no longer.
+            refused = hip.hipError_t.hipErrorStreamCaptureUnsupported
+            raise bindings.failure(refused, "hipMallocAsync", bytes=nbytes)
         pools = self.device.memory_pools
         result = hip.hipMallocAsync(nbytes, native) if pools else hip.hipMalloc(nbytes)
         if result[0]:
