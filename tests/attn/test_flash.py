@@ -39,7 +39,7 @@ def test_every_size_is_served(device: Device, dtype: np.dtype, head_dim: int) ->
     assert flash_fwd.supports(device, dtype, head_dim, head_dim) is None
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)  # bfloat16 meets each below
 @pytest.mark.parametrize("feature", FEATURES)
 def test_each_option(stream: Stream, feature: str, dtype: np.dtype) -> None:
     sizes = {"batch": 2, "seq_q": 150, "seq_k": 170}  # several tiles of each, all of them cut
