@@ -193,6 +193,8 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget all tokens. The memory stays allocated."""
+        if self.closed:
+            raise ClosedError("the KV cache is closed")
         self._lengths = [0] * self.layers
 
     def truncate(self, layer: int, length: int) -> None:

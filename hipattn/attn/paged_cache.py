@@ -96,7 +96,10 @@ class PagedKVCache:
         stream = stream or Device(0).default_stream
         float8 = e4m3(stream.device.arch)
         named = isinstance(dtype, str) and dtype == "float8_e4m3"
-        self.dtype = float8 if named else as_dtype(dtype, accepted=(*FLOATS, float8))
+        try:
+            self.dtype = float8 if named else as_dtype(dtype, accepted=(*FLOATS, float8))
+        except ArgumentError as error:
+            raise ArgumentError(f"{error}, which every chip calls float8_e4m3") from None
         given = {"k_scales": k_scales, "v_scales": v_scales}
         scales = [_scales(name, array, (self.layers, self.heads_kv)) for name, array in given.items()]
         if self.dtype != float8 and (k_scales is not None or v_scales is not None):
@@ -145,6 +148,7 @@ class PagedKVCache:
 
     def new(self) -> int:
         """Make an empty sequence and return its number, which no other sequence ever gets."""
+        self._check_open()
         return self._table.new()
 
     def fork(self, sequence: int, length: int | None = None) -> int:
@@ -158,6 +162,7 @@ class PagedKVCache:
         ArgumentError
             The sequence is unknown or freed, or holds fewer tokens.
         """
+        self._check_open()
         return self._table.fork(sequence, length)
 
     def truncate(self, sequence: int, length: int) -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -131,13 +132,13 @@ def _show_progress(pip: subprocess.Popen[bytes], file: WheelFile, work: Path) ->
 
 
 def _largest(folder: Path) -> int:
-    """Return the size of the largest wheel below `folder`, which pip may be moving about."""
+    """Return the size of the largest wheel below `folder`, while pip makes and removes what is there."""
     sizes = [0]
-    for path in folder.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
+    for where, _, files in os.walk(folder):  # which passes over a folder that is gone
+        for name in files:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    sizes.append(Path(where, name).stat().st_size)
     return max(sizes)
 
 

@@ -269,6 +269,8 @@ class Llama:
             The GGUF has no chat template, or a damaged one.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
+        if isinstance(prompts, str):
+            raise ArgumentError(f"prompts is {prompts!r}; it takes a list of prompts")
         sequences = [self._prompt(prompt) for prompt in prompts]
         if cache_dtype not in (None, "float8_e4m3"):
             raise ArgumentError(f"cache_dtype is {cache_dtype!r}; accepted: 'float8_e4m3', or None for the model's")
@@ -296,7 +298,8 @@ class Llama:
         except ValueError as error:  # rows of different lengths
             raise ArgumentError(f"tokens is {tokens!r}; it takes one or more integers") from error
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
-            raise ArgumentError(f"tokens is {ids.dtype} {ids.shape}; it takes one or more integers")
+            what = f"{ids.dtype} {ids.shape}" if ids.size else "empty"
+            raise ArgumentError(f"tokens is {what}; it takes one or more integers")
         if ids.size > h.context:
             raise ArgumentError(f"the prompt has {ids.size} tokens; the model's context is {h.context}")
         if ids.min() < 0 or ids.max() >= h.vocabulary:

@@ -152,4 +152,6 @@ def test_a_closed_cache_says_so(stream: Stream) -> None:
         cache.append(0, *tensors, stream=stream)
     with pytest.raises(ClosedError):
         cache.advance(0, 1)
+    with pytest.raises(ClosedError):
+        cache.reset()
     assert cache.length() == 0

@@ -398,6 +398,8 @@ def test_a_closed_cache_says_so(stream: Stream) -> None:
     cache.close()
     cache.close()
     for call in (
+        lambda: cache.new(),
+        lambda: cache.fork(one),
         lambda: cache.extend([one], 1),
         lambda: cache.append(0, [one], k, k),
         lambda: cache.lengths([one]),

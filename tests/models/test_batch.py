@@ -132,6 +132,7 @@ def test_bad_arguments(stream: Stream, path: Path) -> None:
             ([IDS], {"batch": 0}, "batch is 0; it takes an integer of 1 or more"),
             ([IDS], {"page_size": 0}, "page_size is 0"),
             ([IDS], {"cache_dtype": "float8"}, "cache_dtype is 'float8'; accepted: 'float8_e4m3'"),
+            ("hello", {}, "prompts is 'hello'; it takes a list of prompts"),
             ([IDS], {"max_tokens": 0}, "max_tokens is 0"),
             ([IDS, IDS[:1]], {"max_tokens": 4, "page_size": 4, "pages": 2}, "pages is 2; the longest prompt .* take 3"),
         ):

@@ -152,3 +152,15 @@ def test_an_installed_wheel_is_used_and_not_imported(
     assert fetch.find(dataclasses.replace(file, also=("probe/config.json",))) == site / "probe" / "weights.bin"
     assert fetch.find(dataclasses.replace(file, also=("probe/absent.json",))) is None
     assert fetch.find(dataclasses.replace(file, version="1.1")) is None
+
+
+def test_what_pip_removes_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    """Progress is looked up while pip makes and removes folders."""
+    (tmp_path / "kept.whl").write_bytes(b"12345")
+    code = "import pathlib, sys\nat = pathlib.Path(sys.argv[1])\nwhile True: at.mkdir(); at.rmdir()"
+    pip = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "unpack")])
+    try:
+        assert {fetch._largest(tmp_path) for _ in range(5000)} == {5}
+    finally:
+        pip.kill()
+        pip.wait()

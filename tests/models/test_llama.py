@@ -335,7 +335,7 @@ def test_what_does_not_fit_a_session_leaves_it_as_it_was(stream: Stream, path: P
         with bindings.record() as calls:
             for tokens, message in (
                 (IDS, "the prompt has 9 tokens; the session's capacity is 8"),
-                ([], "tokens is float64"),
+                ([], "tokens is empty; it takes one or more integers"),
                 ([len(VOCABULARY)], "the vocabulary's are 0 to"),
             ):
                 with pytest.raises(ArgumentError, match=message):
