@@ -92,8 +92,7 @@ def choose_decode(
             waves = 4 if largest > 128 or arch in _RDNA3 else max(waves, 2)
         tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
-        waves = waves if largest <= 64 else max(waves, 2)
-        tiles = _nvidia_tiles(head_dim, value_dim, waves, 16, 64 if largest <= 128 else 32, float8)
+        tiles = _nvidia_decode(arch, head_dim, value_dim, waves, float8)
     elif dtype == "float32" or arch in _NO_MATRICES:
         tiles = _fma(arch, head_dim, value_dim, rows)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
@@ -155,14 +154,33 @@ def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     return None
 
 
+def _nvidia_decode(arch: str, head_dim: int, value_dim: int, waves: int, float8: bool) -> Tiles:
+    """With two tiles of keys, for which waves that have no rows are worth their registers, where both fit."""
+    largest = max(head_dim, value_dim)
+    if not float8:
+        block_n = 128 if largest <= 64 else 64 if largest <= 128 else 32
+        tiles = _nvidia_tiles(head_dim, value_dim, max(waves, 2 if largest <= 64 else 4), 16, block_n, stages=2)
+        if tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch):
+            return tiles
+    waves, block_n = (waves, 64) if 64 < largest <= 128 else (max(waves, 2), 64 if largest <= 64 else 32)
+    return _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8)
+
+
 def _nvidia_tiles(
-    head_dim: int, value_dim: int, waves: int, wave_rows: int, block_n: int, float8: bool = False
+    head_dim: int,
+    value_dim: int,
+    waves: int,
+    wave_rows: int,
+    block_n: int,
+    *,
+    stages: int = 1,
+    float8: bool = False,
 ) -> Tiles:
     q_row, v_row = _up(head_dim, 16) + _PAD, _up(value_dim, 16) + _PAD
-    lds = 2 * (block_n * (q_row + v_row) + waves * wave_rows * q_row)
+    lds = 2 * (stages * block_n * (q_row + v_row) + waves * wave_rows * q_row)
     if float8:  # what is not converted yet
         lds += block_n * (q_row + v_row - 2 * _PAD)
-    return Tiles("mma_nvidia.h", waves, wave_rows, block_n, lds)
+    return Tiles("mma_nvidia.h" if stages == 1 else "mma_nvidia_double.h", waves, wave_rows, block_n, lds)
 
 
 def _fma(arch: str, head_dim: int, value_dim: int, few_rows: int | None = None) -> Tiles | None:

@@ -17,6 +17,9 @@ struct PaddedRows {
 #if defined(CACHE_E4M3)
 template <int DIM, class Layout>
 using Tile = ConvertedTile<DIM, Layout>;
+#elif defined(DOUBLE_BUFFERED)
+template <int DIM, class Layout>
+using Tile = DoubleTile<DIM, Layout>;
 #else
 template <int DIM, class Layout>
 using Tile = AsyncTile<DIM, Layout>;
@@ -28,7 +31,11 @@ struct Queries {
     using Layout = PaddedRows<BLOCK_M, QK_COLUMNS>;
     static constexpr int BYTES = Layout::ELEMENTS * sizeof(scalar);
     static constexpr int TILES = WAVE_ROWS / 16, STEPS = QK_COLUMNS / 16;
+#ifdef DOUBLE_BUFFERED  // they arrive with the first keys
+    static constexpr bool HELD = false;
+#else
     static constexpr bool HELD = TILES * STEPS <= 8;
+#endif
     unsigned held[HELD ? TILES : 1][HELD ? STEPS : 1][4];
     unsigned address;
 
@@ -37,8 +44,10 @@ struct Queries {
         scalar* lds = reinterpret_cast<scalar*>(memory);
         const int first = wave_index() * WAVE_ROWS;
         Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE, Rows>(rows, count, lane_index())(lds, first, first);
-        wait_for_copies();
-        __syncwarp();
+        if (HELD || negate) {
+            wait_for_copies();
+            __syncwarp();
+        }
         if (negate) {
             auto words = reinterpret_cast<unsigned*>(lds + Layout::offset(first, 0));
             for (int i = lane_index(); i < WAVE_ROWS * Layout::ROW / 2; i += WAVE_SIZE) words[i] ^= 0x80008000u;

@@ -11,22 +11,35 @@ __device__ inline unsigned shared_address(const void* at) {
     return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
+// Whether copies pass the first level of the caches, which asks the second for whole lines: DRAM gives 4 % more then.
+// What comes from the second level itself takes longer by this way.
+#ifdef DOUBLE_BUFFERED
+template <class T>
+constexpr bool THROUGH_L1 = true;
+#else
+template <class T>
+constexpr bool THROUGH_L1 = sizeof(T) == 1;  // of eight bytes there is no other copy
+#endif
+
 // Copies eight elements.
 template <class T>
 __device__ inline void copy_async(unsigned to, const T* from) {
-    if constexpr (sizeof(T) == 2)
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    constexpr int BYTES = 8 * sizeof(T);
+    if constexpr (THROUGH_L1<T>)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
     else
-        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
 }
 // Copies eight elements, or writes zeros.
 template <class T>
 __device__ inline void copy_async(unsigned to, const T* from, bool exists) {
-    if constexpr (sizeof(T) == 2)
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0)
+    constexpr int BYTES = 8 * sizeof(T);
+    const int read = exists ? BYTES : 0;
+    if constexpr (THROUGH_L1<T>)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
                      : "memory");
     else
-        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(exists ? 8 : 0)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
                      : "memory");
 }
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -132,21 +145,24 @@ struct AsyncTile {
         Layout::publish();
     }
 
+    __device__ bool clean() const { return clean(coming()); }
+
+protected:
     // Replaces what is not finite by 0; returns whether there was any among this thread's part.
-    __device__ bool clean() const {
+    __device__ static bool clean(scalar* tile) {
         constexpr int PIECES = Layout::COLUMNS / 8, ALL = BLOCK_N * PIECES;
         unsigned signs = 0;
 #pragma unroll
         for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
             const int piece = i * THREADS + threadIdx.x;
             if (ALL % THREADS == 0 || piece < ALL)
-                signs |= nonfinite_signs(coming() + Layout::offset(piece / PIECES, piece % PIECES * 8));
+                signs |= nonfinite_signs(tile + Layout::offset(piece / PIECES, piece % PIECES * 8));
         }
         const bool found = signs & 0x80008000u;
         if (found) {
 #pragma unroll 1
             for (int piece = threadIdx.x; piece < ALL; piece += THREADS) {
-                scalar* at = coming() + Layout::offset(piece / PIECES, piece % PIECES * 8);
+                scalar* at = tile + Layout::offset(piece / PIECES, piece % PIECES * 8);
 #pragma unroll 1
                 for (int e = 0; e < 8; ++e)
                     if (!is_finite(static_cast<float>(at[e]))) at[e] = scalar(0.0f);
@@ -162,6 +178,14 @@ private:
     int stage = STAGES - 1;  // so that what is stored first comes to lie in front
 
     __device__ scalar* coming() const { return lds + (STAGES - 1 - stage) * Layout::ELEMENTS; }
+};
+
+// Two stages for a walk that stores the next tile before it is done with this one.
+template <int DIM, class Layout>
+struct DoubleTile : AsyncTile<DIM, Layout, 2> {
+    using Base = AsyncTile<DIM, Layout, 2>;
+    using Base::Base;
+    __device__ bool clean() const { return Base::clean(this->present()); }
 };
 
 #if defined(CACHE_E4M3)
