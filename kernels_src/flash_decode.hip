@@ -49,8 +49,7 @@ __device__ inline void write(const FlashDecodeParams& p, const Place& place, Out
 
 // Makes one result of all parts of the block's rows, where theirs are there.
 __device__ inline void merge_parts(const FlashDecodeParams& p, const Place& place, int& flag) {
-    const int tile = (place.b * p.groups + place.h / GROUP) * p.row_tiles + place.first_row / BLOCK_M;
-    if (!comes_last(static_cast<unsigned*>(p.tickets) + tile, p.splits, flag)) return;
+    if (!comes_last(static_cast<unsigned*>(p.tickets) + blockIdx.x, p.splits, flag)) return;
     const int end = min(place.first_row + BLOCK_M, place.rows());
     constexpr int SHARE = (GROUP + WAVES - 1) / WAVES, ROWS = SHARE < 4 ? SHARE : 4;  // at once
     for (int first = place.first_row + wave_index() * ROWS; first < end; first += WAVES * ROWS) {

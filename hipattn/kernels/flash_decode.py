@@ -383,7 +383,7 @@ def _plan(
     p.heads, p.groups, p.seq_q, p.seq_k = heads, heads_kv, seq_q, capacity
     p.row_tiles, p.splits = row_tiles, splits
     resolve(p, formula)
-    config = LaunchConfig(blocks * splits, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
+    config = LaunchConfig((blocks, splits), tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     return _Plan(kernel, config, Template(p), options, batch * heads * seq_q * splits, blocks)
 
 

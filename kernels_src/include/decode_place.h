@@ -50,16 +50,17 @@ __device__ inline KeyRows key_rows(const void* tensor, i64 batch, i64 row, i64 h
 #endif
 }
 
-// Heads that read other keys of the same tokens run side by side, whose keys lie side by side.
+// Block (x, y) takes part y of the keys. Heads that read other keys of the same tokens run side by side, whose keys lie
+// side by side.
 __device__ inline Place find_place(const FlashDecodeParams& p) {
     Place place;
     unsigned rest = blockIdx.x;
-    const unsigned row_tiles = p.row_tiles, groups = p.groups, splits = p.splits;
-    place.first_row = rest % row_tiles * BLOCK_M, rest /= row_tiles;
+    const unsigned row_tiles = p.row_tiles, groups = p.groups;
+    place.first_row = 0;
+    if (row_tiles > 1) place.first_row = rest % row_tiles * BLOCK_M, rest /= row_tiles;  // a division takes long
     const int group = rest % groups;
-    rest /= groups;
-    place.split = rest % splits;
-    place.b = rest / splits;
+    place.b = rest / groups;
+    place.split = SPLIT ? blockIdx.y : 0;
     place.h = group * GROUP;
     place.seq_q = p.seq_q;
     place.seq_k = LENGTHS ? static_cast<const int*>(p.lengths)[place.b] : p.seq_k;

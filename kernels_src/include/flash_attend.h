@@ -18,10 +18,6 @@
 
 constexpr float LN_2 = 0.69314718055994530942f;
 
-// Where things lie in a block's LDS.
-constexpr int V_AT = KTile::BYTES, Q_AT = V_AT + VTile::BYTES, FLAG_AT = Q_AT + Queries::BYTES;
-static_assert(LDS_BYTES == FLAG_AT, "the launch gives what the layer takes, and 16 bytes more");
-
 // Whether `mine` is true of any thread of the block. `flag`, in LDS, is -1 and then something else.
 __device__ inline bool block_any(bool mine, int& flag) {
     __syncthreads();
@@ -45,6 +41,7 @@ __device__ inline void begin(State& state, Output& out, const Score& score) {
 template <bool MAY_IDLE, class Rows>
 __device__ inline void attend(const Params& p, const Place& place, const Range& range, const Rows& rows, int count,
                               char* lds, Output& out, State& state) {
+    first_keys(range, KTile(place.k, place.seq_k, lds), VTile(place.v, place.seq_k, lds + V_AT));
     Queries queries;
     queries.load(rows, count, p.negate, lds + Q_AT);
     int& nonfinite_tile = *reinterpret_cast<int*>(lds + FLAG_AT);
@@ -63,6 +60,7 @@ __device__ inline void attend(const Params& p, const Place& place, const Range& 
     // one in its sums walks again, with care.
     for (bool again = true; again; block.careful = true) {
         begin(state, out, block.score);
+        if (block.careful) first_keys(range, block.k, block.v);
         walk(block, out, state);
         if (block.careful) break;
         again = block_any(any_nonfinite(out, state), nonfinite_tile);

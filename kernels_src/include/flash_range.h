@@ -22,11 +22,11 @@ struct Range {
         end = from < keys ? (keys + BLOCK_N - 1) / BLOCK_N : 0;
     }
 
-    // Leaves part `part` of `parts` of the tiles: as many of them as of any other, or one fewer.
+    // Leaves part `part` of `parts` of the tiles; the first parts have one more than the others.
     __device__ void narrow(int part, int parts) {
-        const i64 tiles = max(0, end - start);
-        end = start + static_cast<int>(tiles * (part + 1) / parts);
-        start += static_cast<int>(tiles * part / parts);
+        const unsigned tiles = max(0, end - start), each = tiles / parts, more = tiles % parts;
+        start += each * part + min(static_cast<unsigned>(part), more);
+        end = start + each + (part < more);
     }
 
     __device__ int first() const { return skip(start); }

@@ -112,6 +112,10 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
     }
 }
 
+// Where things lie in a block's LDS.
+constexpr int V_AT = KTile::BYTES, Q_AT = V_AT + VTile::BYTES, FLAG_AT = Q_AT + Queries::BYTES;
+static_assert(LDS_BYTES == FLAG_AT, "the launch gives what the layer takes, and 16 bytes more");
+
 struct Block {
     const Params& p;
     const Place& place;
@@ -124,6 +128,10 @@ struct Block {
     bool careful;         // whether v is looked through for them
     bool idle;            // none of the wave's rows exists: it only brings keys
 };
+
+#ifndef DOUBLE_BUFFERED
+__device__ inline void first_keys(const Range&, const KTile&, const VTile&) {}  // the walk brings them
+#endif
 
 // Hides what a row does not see of a tile, and lets the maximum follow the rest.
 __device__ inline void follow(const Block& block, int tile, Scores& scores, Output& out, State& state) {

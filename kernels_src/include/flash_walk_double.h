@@ -5,14 +5,19 @@
 
 #include "flash_softmax.h"
 
+// Starts the copies of the first tile, for which a walk waits: before the queries are thought of.
+__device__ inline void first_keys(const Range& range, const KTile& k, const VTile& v) {
+    const int tile = range.first();
+    if (tile >= range.end) return;
+    k.store(tile * BLOCK_N);
+    v.store(tile * BLOCK_N);
+}
+
 __device__ inline void walk(Block& block, Output& out, State& state) {
     const Range& range = block.range;
     KTile& k = block.k;
     VTile& v = block.v;
     int tile = range.first();
-    if (tile >= range.end) return;
-    k.store(tile * BLOCK_N);
-    v.store(tile * BLOCK_N);
     while (tile < range.end) {
         const int next = range.after(tile);
         k.arrive();  // and q, before the first tile
@@ -31,4 +36,5 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
         if (!block.idle) multiply_pv(out, scores, v);
         tile = next;
     }
+    k.arrive();  // where there were no keys, q: a block's copies end before it does
 }
