@@ -4,6 +4,7 @@
 #pragma once
 
 #include "flash_block.h"
+#include "ptx.h"
 
 constexpr int QK_COLUMNS = (HEAD_DIM + 15) / 16 * 16, V_COLUMNS = (VALUE_DIM + 15) / 16 * 16;
 static_assert(WAVE_SIZE == 32 && WAVE_ROWS % 16 == 0 && BLOCK_N % 16 == 0);
@@ -72,14 +73,6 @@ struct Output : Accumulators<V_COLUMNS> {
     }
 };
 
-// Two numbers in 16 bits each, rounded to nearest even, the first in the low half.
-__device__ inline unsigned pack(float low, float high) {
-    unsigned both;
-    if constexpr (same<scalar, f16>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-
 // The weights of 16 keys, from `step` * 16 on, of 16 rows: a left operand.
 __device__ inline void pack_weights(unsigned (&a)[4], const Scores& weights, int m, int step) {
 #pragma unroll
@@ -88,18 +81,4 @@ __device__ inline void pack_weights(unsigned (&a)[4], const Scores& weights, int
         a[half * 2] = pack(tile[0], tile[1]);
         a[half * 2 + 1] = pack(tile[2], tile[3]);
     }
-}
-
-// Four 8 x 8 matrices of 16-bit elements from shared memory, a row of which each lane names.
-__device__ inline void load_matrices(unsigned (&x)[4], unsigned row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(row_address)
-                 : "memory");
-}
-__device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(row_address)
-                 : "memory");
 }

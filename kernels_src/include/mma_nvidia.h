@@ -31,11 +31,12 @@ struct Queries {
     using Layout = PaddedRows<BLOCK_M, QK_COLUMNS>;
     static constexpr int BYTES = Layout::ELEMENTS * sizeof(scalar);
     static constexpr int TILES = WAVE_ROWS / 16, STEPS = QK_COLUMNS / 16;
-#ifdef DOUBLE_BUFFERED  // they arrive with the first keys
-    static constexpr bool HELD = false;
+#ifdef DOUBLE_BUFFERED
+    static constexpr bool WITH_KEYS = true;  // they arrive with the first, and stay where they are
 #else
-    static constexpr bool HELD = TILES * STEPS <= 8;
+    static constexpr bool WITH_KEYS = false;
 #endif
+    static constexpr bool HELD = !WITH_KEYS && TILES * STEPS <= 8;
     unsigned held[HELD ? TILES : 1][HELD ? STEPS : 1][4];
     unsigned address;
 
@@ -44,7 +45,7 @@ struct Queries {
         scalar* lds = reinterpret_cast<scalar*>(memory);
         const int first = wave_index() * WAVE_ROWS;
         Copy<HEAD_DIM, Layout, WAVE_ROWS, WAVE_SIZE, Rows>(rows, count, lane_index())(lds, first, first);
-        if (HELD || negate) {
+        if (!WITH_KEYS || negate) {
             wait_for_copies();
             __syncwarp();
         }
@@ -74,18 +75,6 @@ private:
         return address + (Layout::offset(m * 16, s * 16)) * static_cast<int>(sizeof(scalar));
     }
 };
-
-// c += a b, 16 x 8 over 16.
-__device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    if constexpr (same<scalar, f16>)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ inline void multiply_qk(Scores& scores, const Queries& q, const KTile& k) {
     using Layout = PaddedRows<BLOCK_N, QK_COLUMNS>;

@@ -4,15 +4,12 @@
 #pragma once
 
 #include "flash_block.h"
+#include "ptx.h"
 
 using Eight = Vec<scalar, 8>;
 
-__device__ inline unsigned shared_address(const void* at) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(at));
-}
-
-// Whether copies pass the first level of the caches, which asks the second for whole lines: DRAM gives 4 % more then.
-// What comes from the second level itself takes longer by this way.
+// Copies of whole lines: the first level of the caches asks the second for these, and DRAM gives 4 % more then. What
+// comes from the second level itself takes longer by this way.
 #ifdef DOUBLE_BUFFERED
 template <class T>
 constexpr bool THROUGH_L1 = true;
@@ -22,27 +19,10 @@ constexpr bool THROUGH_L1 = sizeof(T) == 1;  // of eight bytes there is no other
 #endif
 
 // Copies eight elements.
-template <class T>
-__device__ inline void copy_async(unsigned to, const T* from) {
-    constexpr int BYTES = 8 * sizeof(T);
-    if constexpr (THROUGH_L1<T>)
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
-    else
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+template <class T, class... Exists>
+__device__ inline void copy_eight(unsigned to, const T* from, Exists... exists) {
+    copy_async<8 * sizeof(T), THROUGH_L1<T>>(to, from, exists...);
 }
-// Copies eight elements, or writes zeros.
-template <class T>
-__device__ inline void copy_async(unsigned to, const T* from, bool exists) {
-    constexpr int BYTES = 8 * sizeof(T);
-    const int read = exists ? BYTES : 0;
-    if constexpr (THROUGH_L1<T>)
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
-                     : "memory");
-    else
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
-                     : "memory");
-}
-__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Elements column .. column + 7 of a row, zeros from DIM on, one by one: for rows of which no copy can read eight.
 template <int DIM, class T>
@@ -80,7 +60,7 @@ struct Copy {
             const bool exists = first + row < rows;
             if constexpr (VECTOR == 8) {
                 const bool copied = exists && column < DIM;
-                copy_async(shared_address(to), copied ? all.at(first + row) + column : all.base, copied);
+                copy_eight(shared_address(to), copied ? all.at(first + row) + column : all.base, copied);
             } else {
                 copy_parts<DIM>(to, all.at(exists ? first + row : 0), column, exists);
             }
@@ -113,7 +93,7 @@ private:
             else at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
 #pragma unroll
             for (int j = i; j < i + EACH; ++j, at += STEP * from.stride)
-                copy_async(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(T)), at);
+                copy_eight(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(T)), at);
         }
     }
 };

@@ -1,0 +1,66 @@
+// The instructions of NVIDIA's chips from compute capability 8.0 on that the layers need, as functions (PTX ISA).
+// tests/helpers/ptx.h has the same in plain C++, for simulated GPUs.
+#pragma once
+
+#include "types.h"
+
+// Of shared memory, as the instructions take it.
+__device__ inline unsigned shared_address(const void* at) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+
+// Starts to copy BYTES to shared memory. THROUGH_L1: by way of the first level of the caches.
+template <int BYTES, bool THROUGH_L1>
+__device__ inline void copy_async(unsigned to, const void* from) {
+    if constexpr (THROUGH_L1)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+    else
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+}
+// Zeros, if what is to be copied does not exist: it is not read then.
+template <int BYTES, bool THROUGH_L1>
+__device__ inline void copy_async(unsigned to, const void* from, bool exists) {
+    const int read = exists ? BYTES : 0;
+    if constexpr (THROUGH_L1)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
+                     : "memory");
+    else
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
+                     : "memory");
+}
+// For this thread's copies.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Two numbers in 16 bits each, rounded to nearest even, the first in the low half.
+__device__ inline unsigned pack(float low, float high) {
+    unsigned both;
+    if constexpr (same<scalar, f16>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory, a row of which each lane names.
+__device__ inline void load_matrices(unsigned (&x)[4], unsigned row_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row_address)
+                 : "memory");
+}
+__device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row_address)
+                 : "memory");
+}
+
+// c += a b, 16 x 8 over 16.
+__device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    if constexpr (same<scalar, f16>)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

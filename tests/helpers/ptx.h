@@ -1,0 +1,96 @@
+// kernels_src/include/ptx.h in plain C++, for a simulated GPU whose waves have 32 lanes.
+//
+// A copy takes place when its thread waits for it; until then there are NaNs where it goes: who reads too early, or
+// what is overwritten too early, shows.
+#pragma once
+
+#include "flash_block.h"
+
+struct PendingCopy {
+    const char* from;
+    unsigned to;
+    unsigned char bytes;
+    bool exists;
+};
+struct Pending {
+    static constexpr int MOST = 16;
+    PendingCopy copies[THREADS][MOST];
+    int last[THREADS];  // of a thread's; -1: none
+    unsigned high[THREADS];  // the upper half of addresses of shared memory, which lies within 4 GB
+};
+// The simulator fills shared memory with ones when a block begins.
+__device__ inline Pending& pending() {
+    __shared__ Pending all;
+    return all;
+}
+
+__device__ inline unsigned shared_address(const void* at) {
+    const auto address = reinterpret_cast<unsigned long long>(at);
+    pending().high[threadIdx.x] = address >> 32;
+    return static_cast<unsigned>(address);
+}
+__device__ inline char* shared_pointer(unsigned address) {
+    return reinterpret_cast<char*>(static_cast<unsigned long long>(pending().high[threadIdx.x]) << 32 | address);
+}
+
+template <int BYTES, bool THROUGH_L1>
+__device__ inline void copy_async(unsigned to, const void* from, bool exists = true) {
+    Pending& all = pending();
+    const int which = ++all.last[threadIdx.x];
+    if (which == Pending::MOST) __builtin_trap();
+    all.copies[threadIdx.x][which] = {static_cast<const char*>(from), to, BYTES, exists};
+    for (int i = 0; i < BYTES; ++i) shared_pointer(to)[i] = -1;
+}
+__device__ inline void wait_for_copies() {
+    Pending& all = pending();
+    int& last = all.last[threadIdx.x];
+    for (; last >= 0; --last) {
+        const PendingCopy& copy = all.copies[threadIdx.x][last];
+        for (int i = 0; i < copy.bytes; ++i) shared_pointer(copy.to)[i] = copy.exists ? copy.from[i] : 0;
+    }
+}
+
+struct Halves {
+    scalar at[2];
+};
+__device__ inline unsigned pack(float low, float high) {
+    return __builtin_bit_cast(unsigned, Halves{static_cast<scalar>(low), static_cast<scalar>(high)});
+}
+__device__ inline float half_of(unsigned word, int which) {
+    return static_cast<float>(__builtin_bit_cast(Halves, word).at[which]);
+}
+
+// Row L / 4 of matrix i, of which lane L has elements 2 (L % 4) and the next, is named by lane 8 i + L / 4.
+__device__ inline void load_matrices(unsigned (&x)[4], unsigned row_address) {
+    const int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) {
+        const int row = __shfl(static_cast<int>(row_address), 8 * i + lane / 4);
+        x[i] = reinterpret_cast<const unsigned*>(shared_pointer(row))[lane % 4];
+    }
+}
+// Lane L has rows 2 (L % 4) and the next of column L / 4.
+__device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_address) {
+    const int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) {
+        Halves halves;
+        for (int half = 0; half < 2; ++half) {
+            const int row = __shfl(static_cast<int>(row_address), 8 * i + lane % 4 * 2 + half);
+            halves.at[half] = reinterpret_cast<const scalar*>(shared_pointer(row))[lane / 4];
+        }
+        x[i] = __builtin_bit_cast(unsigned, halves);
+    }
+}
+
+// PTX ISA, "Matrix fragments for mma.m16n8k16".
+__device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const int lane = threadIdx.x % 32;
+    for (int k = 0; k < 16; ++k) {
+        const int holder = k % 8 / 2;
+        float row[2], column[2];  // a[lane / 4 + 8 i][k], b[k][2 (lane % 4) + i]
+        for (int i = 0; i < 2; ++i) {
+            row[i] = half_of(__shfl(static_cast<int>(a[k / 8 * 2 + i]), lane / 4 * 4 + holder), k % 2);
+            column[i] = half_of(__shfl(static_cast<int>(k / 8 ? b1 : b0), (lane % 4 * 2 + i) * 4 + holder), k % 2);
+        }
+        for (int i = 0; i < 4; ++i) c[i] += row[i / 2] * column[i % 2];
+    }
+}

@@ -1,0 +1,125 @@
+"""The layers over mma.sync on a simulated GPU: the kernels as they are, NVIDIA's instructions as plain C++."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hipattn import Device, Stream
+from hipattn.compiler import specialise
+from hipattn.kernels import flash_decode, flash_fwd, float8
+from hipattn.kernels.flash_tiles import Tiles, _nvidia_tiles
+from hipattn.runtime import bindings
+from tests.helpers.decode import Caches, check_decode, decode
+from tests.helpers.features import FEATURES, Sizes
+from tests.helpers.flash import check_flash
+from tests.helpers.inputs import qkv
+from tests.helpers.padded import same_bits
+from tests.helpers.pairwise import pairwise
+from tests.helpers.tolerance import BFLOAT16
+
+F16 = np.dtype(np.float16)
+INSTRUCTIONS = Path(__file__).parents[1] / "helpers" / "ptx.h"
+
+
+@pytest.fixture(params=[1, 2], ids=["one stage", "two stages"])
+def stages(request: pytest.FixtureRequest) -> int:
+    """Tiles of keys that a block of flash_decode holds."""
+    return request.param
+
+
+@pytest.fixture
+def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
+    """Return a stream on which the fused kernels are those of NVIDIA's chips, with tiles small enough for the chip."""
+    devices = [device for device in map(Device, range(Device.count())) if device.wave_size == 32]
+    if not bindings.platform().simulated or not devices:
+        pytest.skip("it takes a simulated GPU with waves of 32 lanes")
+
+    def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles:
+        largest = max(head_dim, value_dim)
+        return _nvidia_tiles(head_dim, value_dim, 4, *((32, 32) if largest <= 64 else (16, 16)))
+
+    def choose_decode(
+        arch: str,
+        dtype: str,
+        head_dim: int,
+        value_dim: int,
+        rows: int,
+        float8: bool = False,
+    ) -> Tiles:
+        waves, block_n = 4 if rows > 32 else 2, 32 if max(head_dim, value_dim) <= 64 else 16
+        return _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, stages=1 if float8 else stages, float8=float8)
+
+    texts = {**specialise.headers(), "include/ptx.h": INSTRUCTIONS.read_text()}
+    monkeypatch.setattr(specialise, "headers", lambda: texts)
+    monkeypatch.setattr(flash_fwd, "choose", choose)
+    monkeypatch.setattr(flash_decode, "choose_decode", choose_decode)
+    plans = flash_fwd._plan, flash_decode._plan
+    for plan in plans:
+        plan.cache_clear()
+    with Stream(devices[0]) as stream:
+        yield stream
+    for plan in plans:
+        plan.cache_clear()
+
+
+SHAPES = pairwise(
+    {
+        "dims": [(64, 64), (40, 24), (128, 128), (7, 200)],
+        "heads": [(2, 2), (8, 2), (7, 1)],
+        "seq_q": [1, 5],
+        "dtype": [F16, BFLOAT16],
+        "page_size": [None, 1, 16, 128],
+        "num_splits": [1, 3],
+        "lengths": [(0, 1, 31, 33), (130, 64, 0, 97)],
+        "float8": [False, True],
+    }
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(str(x) for x in shape.values()))
+def test_decoding(stream: Stream, stages: int, shape: dict[str, Any]) -> None:
+    if shape["float8"] and stages == 2:
+        pytest.skip("what is converted has one stage")
+    caches = Caches.random(shape["lengths"], shape["seq_q"], shape["heads"], shape["dims"], shape["dtype"])
+    if shape["page_size"]:
+        caches = caches.paged(shape["page_size"])
+    if shape["float8"]:
+        caches = caches.in_float8(float8.e4m3(stream.device.arch))
+    check_decode(stream, caches, num_splits=shape["num_splits"])
+
+
+@pytest.mark.parametrize("feature", ["window", "sinks", "mask", "negative scale"])
+def test_options_of_decoding(stream: Stream, feature: str) -> None:
+    caches = Caches.random((70, 0, 5, 133), 3, (4, 2), (64, 64))
+    batch, seq_q, heads, _ = caches.q.shape
+    check_decode(stream, caches, **FEATURES[feature](Sizes(batch, heads, seq_q, caches.capacity, F16)))
+
+
+@pytest.mark.parametrize("lengths", [(20, 31), (60, 64), (90, 77)])  # one tile to three: a block walks twice
+def test_what_is_not_finite_stays_where_it_is_seen(stream: Stream, lengths: tuple[int, int]) -> None:
+    caches = Caches.random(lengths, 4, (4, 2), (64, 64))
+    plain, _ = decode(stream, caches, num_splits=1)
+    last = lengths[1] - 1
+    caches.v[1, last, 1, 5] = np.nan  # for the last query
+    caches.v[1, 3, 0, 7] = -np.inf  # for all queries of its heads
+    out, _ = decode(stream, caches, num_splits=1)
+    assert np.isnan(out[1, 3, 2:, 5]).all()
+    assert np.isneginf(out[1, :, :2, 7]).all()
+    rest = np.isfinite(out)
+    assert np.count_nonzero(~rest) == 2 + 8
+    assert same_bits(out[rest], plain[rest])
+
+
+@pytest.mark.parametrize("stages", [1], indirect=True, ids=[""])
+@pytest.mark.parametrize("feature", ["plain", "causal", "window", "bias", "mask_mod", "negative scale"])
+@pytest.mark.parametrize("dims", [(64, 64), (40, 24), (128, 96)])
+def test_forward(stream: Stream, feature: str, dims: tuple[int, int]) -> None:
+    sizes = {"batch": 2, "seq_q": 70, "seq_k": 110}
+    dtype = BFLOAT16 if feature == "causal" else F16
+    q, k, v = qkv(**sizes, heads_q=4, heads_kv=2, head_dim=dims[0], value_dim=dims[1], dtype=dtype)
+    check_flash(stream, q, k, v, **FEATURES[feature](Sizes(**sizes, heads=4, dtype=dtype)))
