@@ -25,7 +25,7 @@ from hipattn.kernels import FAMILIES
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/kernels", "tests/attn/test_staged.py")
+TESTS = ("tests/kernels", "tests/attn/test_staged.py", "tests/attn/test_decode.py::test_each_shape")
 
 # Our kernels: these two tools are slow, and cuBLAS is not what is checked.
 OURS = "regex=" + "|".join(sorted({kernel.kernel for family in FAMILIES for kernel in family.defaults("sm_90")}))

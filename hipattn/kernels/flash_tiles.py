@@ -11,6 +11,7 @@ from hipattn.compiler.target import ARCHS, NVIDIA_ARCHS, lds_limit, wave_size
 __all__ = ["FLAG_BYTES", "Tiles", "choose", "choose_decode"]
 
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
+_NVIDIA_TAKEN = 1024 + FLAG_BYTES  # of local memory, for a block, beside its tiles
 _PAD = 8  # elements after a row of 16-bit elements in local memory, kernels_src/include/tile_rows.h
 _NO_MATRICES = tuple(arch for arch in ARCHS if arch.startswith(("gfx90", "gfx10")) and arch not in ("gfx908", "gfx90a"))
 _CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
@@ -78,8 +79,9 @@ def choose_decode(
 
     `float8`: keys and values are stored in 8 bits.
 
-    A wave takes the fewest rows that there is an instruction for, and a block no more waves than the rows need: what
-    keeps the memory busy are many blocks. None where a block's tiles do not fit the chip.
+    A wave takes the fewest rows that there is an instruction for. A block has no more waves than the rows need, as what
+    keeps the memory busy are many blocks; or some that have no rows and only bring keys, where that is worth their
+    registers. None where a block's tiles do not fit the chip.
     """
     largest, tiles = max(head_dim, value_dim), None
     waves = 1 if rows <= 16 else 2 if rows <= 32 else 4
@@ -154,16 +156,26 @@ def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     return None
 
 
-def _nvidia_decode(arch: str, head_dim: int, value_dim: int, waves: int, float8: bool) -> Tiles:
-    """With two tiles of keys, for which waves that have no rows are worth their registers, where both fit."""
+def _nvidia_decode(arch: str, head_dim: int, value_dim: int, row_waves: int, float8: bool) -> Tiles:
+    """For `row_waves` waves of rows. Blocks of a multiprocessor count most: without two of them it often waits."""
     largest = max(head_dim, value_dim)
     if not float8:
-        block_n = 128 if largest <= 64 else 64 if largest <= 128 else 32
-        tiles = _nvidia_tiles(head_dim, value_dim, max(waves, 2 if largest <= 64 else 4), 16, block_n, stages=2)
-        if tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch):
-            return tiles
-    waves, block_n = (waves, 64) if 64 < largest <= 128 else (max(waves, 2), 64 if largest <= 64 else 32)
-    return _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8)
+        waves, block_n = (2, 128) if largest <= 64 else (4, 64) if largest <= 128 else (4, 32)
+        two_stages = _nvidia_tiles(head_dim, value_dim, max(waves, row_waves), 16, block_n, stages=2)
+        if _resident(arch, two_stages) >= 2:
+            return two_stages
+    block_n = 64 if largest <= 128 else 32
+    choices = [
+        _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8)
+        for waves in (1, 2, 4)
+        if waves >= row_waves
+    ]
+    return max(choices, key=lambda tiles: (_resident(arch, tiles), tiles.waves))
+
+
+def _resident(arch: str, tiles: Tiles) -> int:
+    """Return for how many blocks a multiprocessor of NVIDIA's has memory."""
+    return (lds_limit(arch) + _NVIDIA_TAKEN) // (tiles.lds_bytes + _NVIDIA_TAKEN)
 
 
 def _nvidia_tiles(
@@ -190,7 +202,7 @@ def _fma(arch: str, head_dim: int, value_dim: int, few_rows: int | None = None) 
     """
     lanes, limit, nvidia = wave_size(arch), lds_limit(arch), arch in NVIDIA_ARCHS
     enough = 8 if nvidia else 4  # waves of a compute unit
-    taken = 1040 if nvidia else 16  # bytes a block beside what it asks for
+    taken = _NVIDIA_TAKEN if nvidia else FLAG_BYTES
     # Of a lane, by the count below: what compilers were seen to hold without spilling, of 255 or more.
     most_registers = 176 if lanes == 32 and not nvidia else 244
     k_row = _up(head_dim, 4)

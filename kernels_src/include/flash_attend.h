@@ -18,6 +18,10 @@
 
 constexpr float LN_2 = 0.69314718055994530942f;
 
+// Where things lie in a block's LDS.
+constexpr int V_AT = KTile::BYTES, Q_AT = V_AT + VTile::BYTES, FLAG_AT = Q_AT + Queries::BYTES;
+static_assert(LDS_BYTES == FLAG_AT, "the launch gives what the layer takes, and 16 bytes more");
+
 // Whether `mine` is true of any thread of the block. `flag`, in LDS, is -1 and then something else.
 __device__ inline bool block_any(bool mine, int& flag) {
     __syncthreads();

@@ -22,10 +22,10 @@ struct Range {
         end = from < keys ? (keys + BLOCK_N - 1) / BLOCK_N : 0;
     }
 
-    // Leaves part `part` of `parts` of the tiles; the first parts have one more than the others.
-    __device__ void narrow(int part, int parts) {
-        const unsigned tiles = max(0, end - start), each = tiles / parts, more = tiles % parts;
-        start += each * part + min(static_cast<unsigned>(part), more);
+    // Leaves part `part` of `parts` of the tiles, which differ by one at most: the first have the more.
+    __device__ void narrow(unsigned part, unsigned parts) {
+        const unsigned count = max(0, end - start), each = count / parts, more = count % parts;
+        start += each * part + min(part, more);
         end = start + each + (part < more);
     }
 

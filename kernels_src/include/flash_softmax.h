@@ -112,10 +112,6 @@ __device__ inline void add_nonfinite(Output& out, const Scores& scores, const St
     }
 }
 
-// Where things lie in a block's LDS.
-constexpr int V_AT = KTile::BYTES, Q_AT = V_AT + VTile::BYTES, FLAG_AT = Q_AT + Queries::BYTES;
-static_assert(LDS_BYTES == FLAG_AT, "the launch gives what the layer takes, and 16 bytes more");
-
 struct Block {
     const Params& p;
     const Place& place;

@@ -20,9 +20,8 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
     int tile = range.first();
     while (tile < range.end) {
         const int next = range.after(tile);
-        k.arrive();  // and q, before the first tile
-        v.arrive();
-        __syncthreads();  // and none reads the tile before any more
+        v.arrive();  // all of this thread's copies: k and, the first time, q
+        __syncthreads();  // all threads' copies; and none reads the tile before any more
         k.turn();
         v.turn();
         if (next < range.end) {
@@ -36,5 +35,5 @@ __device__ inline void walk(Block& block, Output& out, State& state) {
         if (!block.idle) multiply_pv(out, scores, v);
         tile = next;
     }
-    k.arrive();  // where there were no keys, q: a block's copies end before it does
+    v.arrive();  // q where there were no keys: a block's copies end before it does
 }

@@ -1,7 +1,7 @@
 // The layer over mma.sync m16n8k16: NVIDIA GPUs of compute capability 8.0 on.
 //
 // q, k and v lie in shared memory as rows, each followed by 16 bytes of nothing: so the eight rows that an ldmatrix
-// reads at once lie in different banks. q stays in registers where there are enough.
+// reads at once lie in different banks. q stays in registers where there are enough and keys need not be waited for.
 #pragma once
 
 #include "tile_async.h"
@@ -14,7 +14,9 @@ struct PaddedRows {
     __device__ static void publish() {}
 };
 
-#if defined(CACHE_E4M3)
+#if defined(CACHE_E4M3) && defined(DOUBLE_BUFFERED)
+#error "what is converted has one stage"
+#elif defined(CACHE_E4M3)
 template <int DIM, class Layout>
 using Tile = ConvertedTile<DIM, Layout>;
 #elif defined(DOUBLE_BUFFERED)

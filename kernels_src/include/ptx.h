@@ -1,25 +1,31 @@
-// The instructions of NVIDIA's chips from compute capability 8.0 on that the layers need, as functions (PTX ISA).
-// tests/helpers/ptx.h has the same in plain C++, for simulated GPUs.
+// The instructions of the layers over mma.sync as functions (PTX ISA; compute capability 8.0 on). tests/helpers/ptx.h
+// has the same in plain C++, for simulated GPUs.
 #pragma once
 
 #include "types.h"
 
-// Of shared memory, as the instructions take it.
+// An address in shared memory, as the instructions take it.
 __device__ inline unsigned shared_address(const void* at) {
     return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
-// Starts to copy BYTES to shared memory. THROUGH_L1: by way of the first level of the caches.
+// There is no other copy of fewer than 16 bytes than by way of L1.
+template <int BYTES, bool THROUGH_L1>
+constexpr bool CAN_COPY = BYTES == 16 || (THROUGH_L1 && (BYTES == 8 || BYTES == 4));
+
+// Starts to copy BYTES to shared memory; both addresses are multiples of BYTES.
 template <int BYTES, bool THROUGH_L1>
 __device__ inline void copy_async(unsigned to, const void* from) {
+    static_assert(CAN_COPY<BYTES, THROUGH_L1>);
     if constexpr (THROUGH_L1)
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
     else
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
 }
-// Zeros, if what is to be copied does not exist: it is not read then.
+// Writes zeros if what is to be copied does not exist: it is not read then.
 template <int BYTES, bool THROUGH_L1>
 __device__ inline void copy_async(unsigned to, const void* from, bool exists) {
+    static_assert(CAN_COPY<BYTES, THROUGH_L1>);
     const int read = exists ? BYTES : 0;
     if constexpr (THROUGH_L1)
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
@@ -28,7 +34,7 @@ __device__ inline void copy_async(unsigned to, const void* from, bool exists) {
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
                      : "memory");
 }
-// For this thread's copies.
+// Until this thread's copies have arrived.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Two numbers in 16 bits each, rounded to nearest even, the first in the low half.

@@ -8,8 +8,8 @@
 
 using Eight = Vec<scalar, 8>;
 
-// Copies of whole lines: the first level of the caches asks the second for these, and DRAM gives 4 % more then. What
-// comes from the second level itself takes longer by this way.
+// Whether copies go by way of the first level of the caches. It asks the second for whole lines at a time, and DRAM
+// gives 4 % more (H100); but what is in the second level already comes more slowly.
 #ifdef DOUBLE_BUFFERED
 template <class T>
 constexpr bool THROUGH_L1 = true;

@@ -7,38 +7,40 @@
 #include "flash_block.h"
 
 struct PendingCopy {
-    const char* from;
+    const char* from;  // of no copy, but zeros: null
     unsigned to;
-    unsigned char bytes;
-    bool exists;
+    int bytes;
 };
 struct Pending {
-    static constexpr int MOST = 16;
+    static constexpr int MOST = THREADS <= 64 ? 16 : 12;  // what its memory leaves to the kernel
     PendingCopy copies[THREADS][MOST];
     int last[THREADS];  // of a thread's; -1: none
-    unsigned high[THREADS];  // the upper half of addresses of shared memory, which lies within 4 GB
 };
 // The simulator fills shared memory with ones when a block begins.
 __device__ inline Pending& pending() {
     __shared__ Pending all;
     return all;
 }
+__device__ inline void require(bool condition) {
+    if (!condition) __builtin_trap();
+}
 
+// From here: shared memory lies close together.
 __device__ inline unsigned shared_address(const void* at) {
-    const auto address = reinterpret_cast<unsigned long long>(at);
-    pending().high[threadIdx.x] = address >> 32;
-    return static_cast<unsigned>(address);
+    return static_cast<unsigned>(static_cast<const char*>(at) - reinterpret_cast<const char*>(&pending()));
 }
 __device__ inline char* shared_pointer(unsigned address) {
-    return reinterpret_cast<char*>(static_cast<unsigned long long>(pending().high[threadIdx.x]) << 32 | address);
+    return reinterpret_cast<char*>(&pending()) + static_cast<int>(address);
 }
+__device__ inline bool aligned(const void* at, int bytes) { return reinterpret_cast<unsigned long long>(at) % bytes == 0; }
 
 template <int BYTES, bool THROUGH_L1>
 __device__ inline void copy_async(unsigned to, const void* from, bool exists = true) {
+    static_assert(BYTES == 16 || (THROUGH_L1 && (BYTES == 8 || BYTES == 4)));
     Pending& all = pending();
     const int which = ++all.last[threadIdx.x];
-    if (which == Pending::MOST) __builtin_trap();
-    all.copies[threadIdx.x][which] = {static_cast<const char*>(from), to, BYTES, exists};
+    require(which < Pending::MOST && aligned(shared_pointer(to), BYTES) && aligned(from, BYTES));
+    all.copies[threadIdx.x][which] = {exists ? static_cast<const char*>(from) : nullptr, to, BYTES};
     for (int i = 0; i < BYTES; ++i) shared_pointer(to)[i] = -1;
 }
 __device__ inline void wait_for_copies() {
@@ -46,7 +48,7 @@ __device__ inline void wait_for_copies() {
     int& last = all.last[threadIdx.x];
     for (; last >= 0; --last) {
         const PendingCopy& copy = all.copies[threadIdx.x][last];
-        for (int i = 0; i < copy.bytes; ++i) shared_pointer(copy.to)[i] = copy.exists ? copy.from[i] : 0;
+        for (int i = 0; i < copy.bytes; ++i) shared_pointer(copy.to)[i] = copy.from ? copy.from[i] : 0;
     }
 }
 
@@ -64,8 +66,9 @@ __device__ inline float half_of(unsigned word, int which) {
 __device__ inline void load_matrices(unsigned (&x)[4], unsigned row_address) {
     const int lane = threadIdx.x % 32;
     for (int i = 0; i < 4; ++i) {
-        const int row = __shfl(static_cast<int>(row_address), 8 * i + lane / 4);
-        x[i] = reinterpret_cast<const unsigned*>(shared_pointer(row))[lane % 4];
+        const char* row = shared_pointer(__shfl(static_cast<int>(row_address), 8 * i + lane / 4));
+        require(aligned(row, 16));
+        x[i] = reinterpret_cast<const unsigned*>(row)[lane % 4];
     }
 }
 // Lane L has rows 2 (L % 4) and the next of column L / 4.
@@ -74,8 +77,9 @@ __device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_a
     for (int i = 0; i < 4; ++i) {
         Halves halves;
         for (int half = 0; half < 2; ++half) {
-            const int row = __shfl(static_cast<int>(row_address), 8 * i + lane % 4 * 2 + half);
-            halves.at[half] = reinterpret_cast<const scalar*>(shared_pointer(row))[lane / 4];
+            const char* row = shared_pointer(__shfl(static_cast<int>(row_address), 8 * i + lane % 4 * 2 + half));
+            require(aligned(row, 16));
+            halves.at[half] = reinterpret_cast<const scalar*>(row)[lane / 4];
         }
         x[i] = __builtin_bit_cast(unsigned, halves);
     }

@@ -23,6 +23,16 @@ def test_each_chip_has_tiles_for_heads_up_to_256(arch: str) -> None:
         assert tiles.block_m <= 64
 
 
+def test_two_stages_where_two_blocks_have_room() -> None:
+    layers = {
+        (arch, dim, float8): choose_decode(arch, "float16", dim, dim, 4, float8).layer  # type: ignore[union-attr]
+        for arch, dim, float8 in product(("sm_80", "sm_86", "sm_90"), (64, 128, 256), (False, True))
+    }
+    double = {key for key, layer in layers.items() if layer == "mma_nvidia_double.h"}
+    assert double == {("sm_80", 64, False), *(("sm_90", dim, False) for dim in (64, 128, 256))}
+    assert set(layers.values()) == {"mma_nvidia.h", "mma_nvidia_double.h"}
+
+
 @dataclass(frozen=True)
 class Chip:
     arch: str

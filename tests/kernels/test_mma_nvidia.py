@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hipattn import Device, Stream
+from hipattn.attn import options
 from hipattn.compiler import specialise
 from hipattn.kernels import flash_decode, flash_fwd, float8
 from hipattn.kernels.flash_tiles import Tiles, _nvidia_tiles
@@ -28,7 +29,7 @@ INSTRUCTIONS = Path(__file__).parents[1] / "helpers" / "ptx.h"
 
 @pytest.fixture(params=[1, 2], ids=["one stage", "two stages"])
 def stages(request: pytest.FixtureRequest) -> int:
-    """Tiles of keys that a block of flash_decode holds."""
+    """Tiles of keys that a block of flash_decode holds, if it has not to convert them."""
     return request.param
 
 
@@ -58,7 +59,7 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     monkeypatch.setattr(specialise, "headers", lambda: texts)
     monkeypatch.setattr(flash_fwd, "choose", choose)
     monkeypatch.setattr(flash_decode, "choose_decode", choose_decode)
-    plans = flash_fwd._plan, flash_decode._plan
+    plans = flash_fwd._plan, flash_decode._plan, options.plan, options.plan_decode
     for plan in plans:
         plan.cache_clear()
     with Stream(devices[0]) as stream:
@@ -69,26 +70,29 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
 
 SHAPES = pairwise(
     {
-        "dims": [(64, 64), (40, 24), (128, 128), (7, 200)],
+        "stages": [1, 2, "float8"],
+        "dims": [(64, 64), (40, 24), (128, 64), (128, 128), (7, 200)],
         "heads": [(2, 2), (8, 2), (7, 1)],
-        "seq_q": [1, 5],
+        "seq_q": [1, 5, 20],
         "dtype": [F16, BFLOAT16],
         "page_size": [None, 1, 16, 128],
         "num_splits": [1, 3],
         "lengths": [(0, 1, 31, 33), (130, 64, 0, 97)],
-        "float8": [False, True],
     }
 )
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(str(x) for x in shape.values()))
-def test_decoding(stream: Stream, stages: int, shape: dict[str, Any]) -> None:
-    if shape["float8"] and stages == 2:
-        pytest.skip("what is converted has one stage")
+@pytest.mark.parametrize(
+    ("stages", "shape"),
+    [(1 if shape["stages"] == "float8" else shape["stages"], shape) for shape in SHAPES],
+    indirect=["stages"],
+    ids=["-".join(str(x) for x in shape.values()) for shape in SHAPES],
+)
+def test_decoding(stream: Stream, shape: dict[str, Any]) -> None:
     caches = Caches.random(shape["lengths"], shape["seq_q"], shape["heads"], shape["dims"], shape["dtype"])
     if shape["page_size"]:
         caches = caches.paged(shape["page_size"])
-    if shape["float8"]:
+    if shape["stages"] == "float8":
         caches = caches.in_float8(float8.e4m3(stream.device.arch))
     check_decode(stream, caches, num_splits=shape["num_splits"])
 
