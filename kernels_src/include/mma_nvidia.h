@@ -1,7 +1,7 @@
 // The layer over mma.sync m16n8k16: NVIDIA GPUs of compute capability 8.0 on.
 //
 // q, k and v lie in shared memory as rows, each followed by 16 bytes of nothing: so the eight rows that an ldmatrix
-// reads at once lie in different banks. q stays in registers where there are enough and keys need not be waited for.
+// reads at once lie in different banks. With one stage of keys, q stays in registers where there are enough.
 #pragma once
 
 #include "tile_async.h"
