@@ -1,5 +1,5 @@
 // The instructions of the layers over mma.sync as functions (PTX ISA; compute capability 8.0 on). tests/helpers/ptx.h
-// has the same in plain C++, for simulated GPUs.
+// has the same in plain C++, over which tests/kernels/test_mma_nvidia.py runs these layers on a simulated GPU.
 #pragma once
 
 #include "types.h"

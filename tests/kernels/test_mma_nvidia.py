@@ -75,7 +75,7 @@ SHAPES = pairwise(
         "heads": [(2, 2), (8, 2), (7, 1)],
         "seq_q": [1, 5, 20],
         "dtype": [F16, BFLOAT16],
-        "page_size": [None, 1, 16, 128],
+        "page_size": [None, 1, 3, 16, 24, 128],  # that divide a tile, or are its multiples, or neither
         "num_splits": [1, 3],
         "lengths": [(0, 1, 31, 33), (130, 64, 0, 97)],
     }
@@ -104,9 +104,12 @@ def test_options_of_decoding(stream: Stream, feature: str) -> None:
     check_decode(stream, caches, **FEATURES[feature](Sizes(batch, heads, seq_q, caches.capacity, F16)))
 
 
+@pytest.mark.parametrize("dtype", [F16, BFLOAT16], ids=str)
 @pytest.mark.parametrize("lengths", [(20, 31), (60, 64), (90, 77)])  # one tile to three: a block walks twice
-def test_what_is_not_finite_stays_where_it_is_seen(stream: Stream, lengths: tuple[int, int]) -> None:
-    caches = Caches.random(lengths, 4, (4, 2), (64, 64))
+def test_what_is_not_finite_stays_where_it_is_seen(
+    stream: Stream, lengths: tuple[int, int], dtype: np.dtype[Any]
+) -> None:
+    caches = Caches.random(lengths, 4, (4, 2), (64, 64), dtype)
     plain, _ = decode(stream, caches, num_splits=1)
     last = lengths[1] - 1
     caches.v[1, last, 1, 5] = np.nan  # for the last query
