@@ -15,12 +15,28 @@ from typing import Any
 import rocm.bindings.hip
 import rocm.bindings.hipblas
 import rocm.bindings.hiprtc
+from rocm.bindings._hip_helpers import HipModuleLaunchKernel_extra as _Extra
 from rocm.bindings.util import paths as _paths
+from rocm.bindings.util.types import ListOfPointer as _ListOfPointer
+from rocm.bindings.util.types import Pointer as _Pointer
 
 from hipattn.errors import HipError
 from hipattn.platforms.select import Platform, choose, rocm_library
 
-__all__ = ["check", "failure", "fault", "forget_fault", "hip", "hipblas", "hiprtc", "platform", "record"]
+__all__ = [
+    "NO_PARAMETERS",
+    "check",
+    "failure",
+    "fault",
+    "forget_fault",
+    "hip",
+    "hipblas",
+    "hiprtc",
+    "launch_extra",
+    "platform",
+    "pointer_to",
+    "record",
+]
 
 # hip-python's functions carry no types.
 _hip: Any = rocm.bindings.hip
@@ -28,6 +44,20 @@ _hiprtc: Any = rocm.bindings.hiprtc
 _hipblas: Any = rocm.bindings.hipblas
 
 hip, hiprtc, hipblas = _hip, _hiprtc, _hipblas
+
+# What hip-python makes of an argument, made once: at each launch it costs more than the launch itself.
+NO_PARAMETERS: Any = _ListOfPointer.fromObj(None)
+
+
+def launch_extra(block: Any) -> Any:
+    """Return the ``extra`` array of ``hipModuleLaunchKernel``, which it keeps alive, as hip-python's own object."""
+    return _Extra.fromObj(block)
+
+
+def pointer_to(value: Any) -> Any:
+    """Return a pointer to a ctypes object, which it keeps alive, as hip-python's own object."""
+    return _Pointer.fromObj(value)
+
 
 _find_rocm_library: Callable[..., bytes] = _paths.get_library_path
 

@@ -111,14 +111,13 @@ class Product:
         self._empty = 0 in out.shape
         self._offsets = _offsets(outer, (a.itemsize, b.itemsize, out.itemsize))
         types = [getattr(hip.hipDataType, _TYPES[operand.dtype]) for operand in (a, b, out)]
-        self._alpha, self._beta = ctypes.c_float(alpha), ctypes.c_float(beta)
         # hipBLAS stores columns: a row-major product is outᵀ = bᵀ @ aᵀ in its terms.
         self._head = (
             *(transpose if b_columns else none, transpose if a_columns else none),
-            *(n, m, k, self._alpha),
+            *(n, m, k, bindings.pointer_to(ctypes.c_float(alpha))),
         )
         self._b = (types[1], ldb, inner.strides[1])
-        self._a = (types[0], lda, inner.strides[0], self._beta)
+        self._a = (types[0], lda, inner.strides[0], bindings.pointer_to(ctypes.c_float(beta)))
         self._out = (
             *(types[2], ldc, inner.strides[2], inner.size),
             hipblas.hipblasComputeType_t.HIPBLAS_COMPUTE_32F,

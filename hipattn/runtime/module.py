@@ -26,19 +26,18 @@ _Extra = ctypes.c_void_p * 5
 class Arguments(ctypes.Structure):
     """A kernel's arguments: one struct, passed by value. Derive from it and give `_fields_`.
 
-    The block that HIP takes is laid out once per object, so a launch with an object that was launched before costs
-    one call. HIP copies the bytes during the call: fields may be changed for the next launch at once.
+    What HIP takes is laid out once per object, so a launch with an object that was launched before costs one call. HIP
+    copies the bytes during the call: fields may be changed for the next launch at once.
     """
 
     @property
     def extra(self) -> Any:
-        """The `extra` array of ``hipModuleLaunchKernel``."""
+        """The `extra` array of ``hipModuleLaunchKernel``, as hip-python's own object."""
         made = self.__dict__.get("_extra")
         if made is None:
             size = _size_of(type(self))
-            made = self._extra = _Extra(
-                _BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(size), _END
-            )
+            block = _Extra(_BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(size), _END)
+            made = self._extra = bindings.launch_extra(block)
         return made
 
 
@@ -149,7 +148,7 @@ class Kernel:
             )
         grid, block = config.grid, config.block
         status = bindings.hip.hipModuleLaunchKernel(
-            self._function, *grid, *block, config.shmem_size, stream.native, None, arguments.extra
+            self._function, *grid, *block, config.shmem_size, stream.native, bindings.NO_PARAMETERS, arguments.extra
         )[0]
         call = "hipModuleLaunchKernel"
         if not status and stream.sync_each:

@@ -54,7 +54,7 @@ def test_bindings_launch(benchmark: BenchmarkFixture, stream: Stream, empty: Ker
     extra = NoParams(0).extra
     function, native = empty._function, stream.native
     call = bindings.hip.hipModuleLaunchKernel
-    benchmark(drained(stream, lambda: call(function, 1, 1, 1, 1, 1, 1, 0, native, None, extra)))
+    benchmark(drained(stream, lambda: call(function, 1, 1, 1, 1, 1, 1, 0, native, bindings.NO_PARAMETERS, extra)))
 
 
 def test_launch(benchmark: BenchmarkFixture, stream: Stream, empty: Kernel) -> None:

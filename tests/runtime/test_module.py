@@ -75,7 +75,7 @@ def test_the_block_of_arguments_is_laid_out_once() -> None:
     arguments = FillParams(0x1000, 3, 1.5)
     extra = arguments.extra
     assert arguments.extra is extra
-    pointer, address, size, at, end = extra
+    pointer, address, size, at, end = (ctypes.c_void_p * 5).from_address(int(extra))
     assert (pointer, address, size, end) == (1, ctypes.addressof(arguments), 2, 3)
     assert ctypes.c_size_t.from_address(at).value == ctypes.sizeof(FillParams)
     assert FillParams(0, 0, 0.0).extra is not extra
