@@ -107,7 +107,7 @@ def exchanged(
     call = make(stream.device if stream else None, arrays, beside)
     operands.check(call, beside)
     if target is not None:
-        execute.check_out(call, target, **dict(zip("qkv", arrays, strict=True)), **beside)
+        execute.check_out(call, target, arrays, beside)
     result: Any
     lse: Any
     if call.method == "reference" and host:

@@ -17,6 +17,7 @@ from hipattn.attn.options import Plan
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.errors import ArgumentError, ClosedError, CompileError
 from hipattn.kernels import flash_decode, flash_fwd
+from hipattn.kernels.rows import ACCESS_BYTES
 from hipattn.layout import overlaps
 from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
@@ -90,10 +91,16 @@ def on_device(
     """
     device = stream.device
     q, k, v = qkv
-    _check_memory(device, q=q, k=k, v=v)
+    for name, tensor in zip(("q", "k", "v", "out"), (q, k, v, out)):  # noqa: B905  strict takes longer
+        if tensor is None:
+            continue
+        buffer = tensor.buffer
+        if buffer.device is not device:
+            raise ArgumentError(f"{name} is on device {buffer.device.index}; the stream is on {device.index}")
+        if buffer.closed:
+            raise ClosedError(f"{name} is closed: its buffer of {buffer.nbytes} bytes")
     if out is not None:
-        check_out(plan, out, q=q, k=k, v=v, **others)
-        _check_memory(device, out=out)
+        check_out(plan, out, qkv, others)
     if others:
         operands.check(plan, others)
         others = operands.on_device(plan, others, stream)
@@ -114,15 +121,6 @@ def on_device(
     else:
         _fill(out, lse, on_host(plan, qkv, others), stream)
     return out, lse
-
-
-def _check_memory(device: Device, **tensors: DeviceTensor) -> None:
-    for name, tensor in tensors.items():
-        buffer = tensor.buffer
-        if buffer.device is not device:
-            raise ArgumentError(f"{name} is on device {buffer.device.index}; the stream is on {device.index}")
-        if buffer.closed:
-            raise ClosedError(f"{name} is closed: its buffer of {buffer.nbytes} bytes")
 
 
 def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -151,8 +149,10 @@ def on_host(plan: Plan, qkv: Sequence[Any], others: Mapping[str, Any]) -> tuple[
         return out.astype(plan.dtype), lse
 
 
-def check_out(plan: Plan, out: DeviceTensor | npt.NDArray[Any], **read: Any) -> None:
-    """Check where the result is to be written: a tensor, or a NumPy array.
+def check_out(
+    plan: Plan, out: DeviceTensor | npt.NDArray[Any], qkv: tuple[Any, Any, Any], others: Mapping[str, Any]
+) -> None:
+    """Check where the result of a call over `qkv` and `others` is to be written: a tensor, or a NumPy array.
 
     Raises
     ------
@@ -168,7 +168,8 @@ def check_out(plan: Plan, out: DeviceTensor | npt.NDArray[Any], **read: Any) -> 
             raise ArgumentError(f"out has shape {out.shape} and strides {out.strides} in bytes; its elements overlap")
         return
     _check_facts(plan.out, plan.dtype, out.shape, out.strides, out.dtype)
-    for name, tensor in read.items():
+    read = zip("qkv", qkv, strict=True)
+    for name, tensor in (*read, *others.items()) if others else read:
         if isinstance(tensor, DeviceTensor) and out.shares_memory(tensor):
             raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
 
@@ -200,6 +201,12 @@ def _launch(
     stream: Stream,
 ) -> None:
     """Launch the fused kernel, which takes [batch, seq, heads, dim]."""
+    if plan.cache is None and not others:
+        addresses = q.pointer | k.pointer | v.pointer | out.pointer
+        prepared = _prepared(plan, stream.device, out.strides, addresses % ACCESS_BYTES, lse is not None)
+        if prepared is not None:
+            prepared.launch(q, k, v, out, lse, stream)
+        return
     options: Any = {**plan.formula, **others}
     if plan.cache is not None:
         if options.get("workspace") is None:
@@ -212,6 +219,19 @@ def _launch(
         q, k, v, out = [tensor.broadcast_to((1, *tensor.shape)) for tensor in (q, k, v, out)]
         lse = None if lse is None else lse.broadcast_to((1, *lse.shape))
     flash_fwd.launch(q, k, v, out, lse=lse, stream=stream, **options)
+
+
+@lru_cache(maxsize=4096)
+def _prepared(
+    plan: Plan, device: Device, out_strides: tuple[int, ...], address: int, return_lse: bool
+) -> flash_fwd.Prepared | None:
+    """Return the launch of a call without other operands."""
+    axes = (0, 1, 2, 3) if plan.layout == "bshd" else (0, 2, 1, 3)
+    shapes = [facts.shape for facts in plan.qkv]
+    strides = [*(facts.strides for facts in plan.qkv), out_strides]
+    others = (FLOAT32.name if return_lse else None, *[None] * 6)
+    turned = (tuple(tuple(sizes[axis] for axis in axes) for sizes in each) for each in (shapes, strides))
+    return flash_fwd.prepare(device, plan.numbers, plan.dtype, *turned, address, others)
 
 
 def _recover(name: str, error: Exception, others: Mapping[str, Any]) -> None:

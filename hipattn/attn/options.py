@@ -13,6 +13,7 @@ import numpy as np
 from hipattn.arguments import boolean, number
 from hipattn.errors import ArgumentError
 from hipattn.kernels import flash_decode, flash_fwd
+from hipattn.kernels.flash_options import Formula
 from hipattn.kernels.float8 import e4m3
 from hipattn.runtime.device import Device
 from hipattn.tensor import UINT8, as_dtype
@@ -104,6 +105,7 @@ class Plan:
         The shapes of the results.
     scores : tuple of int
         (batch, heads_q, seq_q, seq_k).
+    qkv : tuple of Facts
     formula : dict
         causal, scale, window and softcap; a side of the window that hides nothing is None.
     cache : Cache or None
@@ -116,8 +118,14 @@ class Plan:
     out: tuple[int, ...]
     lse: tuple[int, ...]
     scores: tuple[int, int, int, int]
+    qkv: tuple[Facts, Facts, Facts]
     formula: dict[str, Any]
     cache: Cache | None = None
+
+    @property
+    def numbers(self) -> Formula:
+        """The formula as kernels are prepared for it."""
+        return self.formula["scale"], self.formula["causal"], self.formula["window"], self.formula["softcap"]
 
 
 @lru_cache(maxsize=4096, typed=True)  # typed: True is no 1 here
@@ -142,7 +150,7 @@ def plan(device: Device | None, layout: str, *given: Any) -> Plan:
     batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v, layout=layout)
     out = (batch, seq_q, heads_q, value_dim) if layout == "bshd" else (batch, heads_q, seq_q, value_dim)
     scores = batch, heads_q, seq_q, seq_k
-    return _plan(device, layout, out, scores[:3], scores, head_dim, q.dtype, options)
+    return _plan(device, layout, out, scores[:3], scores, head_dim, (q, k, v), options)
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -155,7 +163,8 @@ def plan_varlen(device: Device | None, sequences: int, *given: Any) -> Plan:
     batched = (Facts(facts.dtype, (1, *facts.shape), (0, *facts.strides)) for facts in (q, k, v))
     _, heads_q, total_q, total_k, head_dim, value_dim = check_shapes(*batched)
     out, lse = (total_q, heads_q, value_dim), (heads_q, total_q)
-    return _plan(device, "shd", out, lse, (sequences, heads_q, total_q, total_k), head_dim, q.dtype, options)
+    scores = sequences, heads_q, total_q, total_k
+    return _plan(device, "shd", out, lse, scores, head_dim, (q, k, v), options)
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -201,11 +210,10 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
         return flash_decode.supports(device, dtype, head_dim, value_dim, rows, float8 is not None)
 
     out = batch, seq_q, heads_q, value_dim
-    made = _plan(device, "bshd", out, scores[:3], scores, head_dim, q.dtype, options, decodes)
+    made = _plan(device, "bshd", out, scores[:3], scores, head_dim, (q, k, v), options, decodes)
     if made.method == "flash" and device is not None and not num_splits:
-        formula = made.formula["scale"], made.formula["causal"], made.formula["window"], made.formula["softcap"]
         sizes = scores, k.shape[2], head_dim, value_dim
-        num_splits = flash_decode.best_splits(device, q.dtype, *sizes, formula, float8 is not None)
+        num_splits = flash_decode.best_splits(device, q.dtype, *sizes, made.numbers, float8 is not None)
     workspace = flash_decode.workspace_size(math.prod(scores[:3]), num_splits, value_dim)
     return replace(made, cache=Cache(num_splits, workspace, *pool, k.shape[2], float8))
 
@@ -235,10 +243,11 @@ def _plan(
     lse: tuple[int, ...],
     scores: tuple[int, int, int, int],
     head_dim: int,
-    dtype: np.dtype[Any],
+    qkv: tuple[Facts, Facts, Facts],
     options: Options,
     decodes: Supports | None = None,
 ) -> Plan:
+    dtype = qkv[0].dtype
     causal = boolean("causal", options.causal)
     scale = 1 / math.sqrt(head_dim) if options.scale is None else number("scale", options.scale)
     softcap = None if options.softcap is None else number("softcap", options.softcap)
@@ -257,7 +266,7 @@ def _plan(
     )
     method = _method(device, dtype, head_dim, out[-1], options, decodes)
     formula = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
-    return Plan(method, layout, dtype, out, lse, scores, formula)
+    return Plan(method, layout, dtype, out, lse, scores, qkv, formula)
 
 
 def _method(

@@ -23,7 +23,7 @@ from hipattn.runtime.module import Arguments, Kernel, LaunchConfig, Template
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import UINT8, DeviceTensor
 
-__all__ = ["Features", "FlashFwdParams", "defaults", "launch", "specialise"]
+__all__ = ["Features", "FlashFwdParams", "Prepared", "defaults", "launch", "prepare", "specialise", "supports"]
 
 _CACHED_BYTES = 16 << 20  # of keys and values that blocks running at once are to share: half a small chip's last cache
 
@@ -164,38 +164,32 @@ def launch(
     HipError
         The launch fails.
     """
-    check_device(stream, q=q, k=k, v=v, out=out)
+    device = stream.device
+    if not (q.buffer.device is k.buffer.device is v.buffer.device is out.buffer.device is device):
+        check_device(stream, q=q, k=k, v=v, out=out)  # says which
     others = (lse, alibi_slopes, sinks, bias, mask, cu_seqlens_q, cu_seqlens_k)
-    p_q, p_k, p_v, p_out = q.pointer, k.pointer, v.pointer, out.pointer
-    plan = _plan(
-        stream.device,
+    prepared = prepare(
+        device,
         (scale, causal, window, softcap),
+        q.dtype,
+        (q.shape, k.shape, v.shape),
+        (q.strides, k.strides, v.strides, out.strides),
+        (q.pointer | k.pointer | v.pointer | out.pointer) % ACCESS_BYTES,
         dtype_names(others),
         score_mod and score_mod.render("user_score_mod", 0, 0),
         mask_mod and mask_mod.render("user_mask_mod", MAX_VALUES, MAX_VALUES),
         0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1,
-        q.dtype,
-        (q.shape, k.shape, v.shape),
-        (q.strides, k.strides, v.strides, out.strides),
-        (p_q | p_k | p_v | p_out) % ACCESS_BYTES,
     )
-    if plan is None:
+    if prepared is None:
         return
-    p = plan.arguments.take()
-    p.q, p.k, p.v, p.out = p_q, p_k, p_v, p_out
-    for tensor in (q, k, v, out):
-        tensor.buffer.used_on(stream)
-    if lse is not None:
-        p.lse, p.lse_batch, p.lse_head = lse.pointer, lse.strides[0], lse.strides[1]
-        lse.buffer.used_on(stream)
+    p = prepared.addressed(q, k, v, out, lse, stream)
     held: Any = None  # until the launch
-    if plan.options:
+    if prepared.options:
         tensors = dict(zip((*OPTIONS, "cu_seqlens_q", "cu_seqlens_k"), others[1:], strict=True))
         held = fill(p, tensors, score_mod, mask_mod, stream)
-        if mask_mod is not None and plan.block_mask is not None:
-            held["block_mask"] = _fill_block_mask(p, mask_mod.on(stream), plan.block_mask, stream)
-    plan.kernel.launch(stream, plan.config, p)
-    plan.arguments.give(p)
+        if mask_mod is not None and prepared.block_mask is not None:
+            held["block_mask"] = _fill_block_mask(p, mask_mod.on(stream), prepared.block_mask, stream)
+    prepared.run(p, stream)
     del held
 
 
@@ -230,9 +224,9 @@ def _block_mask(mask_mod: MaskMod, sizes: tuple[int, ...], stream: Stream) -> De
 _KEPT_BLOCK_MASKS = 4
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A launch of a shape: all but the addresses.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A launch for tensors of certain shapes, strides and alignment: all but the addresses. Made by `prepare`.
 
     Attributes
     ----------
@@ -249,20 +243,84 @@ class _Plan:
     options: bool
     block_mask: tuple[int, ...] | None
 
+    def launch(
+        self,
+        q: DeviceTensor,
+        k: DeviceTensor,
+        v: DeviceTensor,
+        out: DeviceTensor,
+        lse: DeviceTensor | None,
+        stream: Stream,
+    ) -> None:
+        """Launch over tensors that it was prepared for, without options that are tensors."""
+        self.run(self.addressed(q, k, v, out, lse, stream), stream)
+
+    def addressed(
+        self,
+        q: DeviceTensor,
+        k: DeviceTensor,
+        v: DeviceTensor,
+        out: DeviceTensor,
+        lse: DeviceTensor | None,
+        stream: Stream,
+    ) -> FlashFwdParams:
+        """Return arguments with the addresses of tensors, and note that `stream` uses them."""
+        p = self.arguments.take()
+        p.q, p.k, p.v, p.out = q.pointer, k.pointer, v.pointer, out.pointer
+        for tensor in (q, k, v, out):
+            tensor.buffer.used_on(stream)
+        if lse is not None:
+            p.lse, p.lse_batch, p.lse_head = lse.pointer, *lse.strides[-3:-1]
+            lse.buffer.used_on(stream)
+        return p
+
+    def run(self, p: FlashFwdParams, stream: Stream) -> None:
+        """Launch, and take the arguments back."""
+        self.kernel.launch(stream, self.config, p)
+        self.arguments.give(p)
+
 
 @lru_cache(maxsize=4096)
-def _plan(
+def prepare(
     device: Device,
     formula: Formula,
-    others: tuple[str | None, ...],
-    score_mod: str | None,
-    mask_mod: str | None,
-    sequences: int,
     dtype: np.dtype[Any],
     shapes: tuple[tuple[int, ...], ...],
     strides: tuple[tuple[int, ...], ...],
     address: int,
-) -> _Plan | None:
+    others: tuple[str | None, ...],
+    score_mod: str | None = None,
+    mask_mod: str | None = None,
+    sequences: int = 0,
+) -> Prepared | None:
+    """Return the launch for tensors of certain shapes; None where there is nothing to compute.
+
+    Parameters
+    ----------
+    device
+        Where it runs.
+    formula
+        Scale, causal, window, softcap.
+    dtype, shapes
+        Of q, k and v, as `launch` takes them.
+    strides
+        Of q, k, v and out.
+    address
+        Their addresses modulo `ACCESS_BYTES`, or-ed.
+    others
+        Names of the dtypes of lse, alibi_slopes, sinks, bias, mask, cu_seqlens_q and cu_seqlens_k; None without.
+    score_mod, mask_mod
+        Their functions' source.
+    sequences
+        Of a packed batch; 0 if it is none.
+
+    Raises
+    ------
+    ArgumentError
+        The sizes do not fit the chip.
+    CompileError
+        A modification of the scores does not compile.
+    """
     batch, seq_q, heads, head_dim = shapes[0]
     _, seq_k, heads_kv, value_dim = shapes[2]
     if not batch * seq_q * heads * value_dim:
@@ -289,7 +347,7 @@ def _plan(
     config = LaunchConfig(blocks, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     options = any(others[1:]) or bool(score_mod or mask_mod)
     block_sizes = (batch, heads, seq_q, seq_k, tiles.block_m, tiles.block_n)
-    return _Plan(kernel, config, Template(p), options, block_sizes if mask_mod and not sequences else None)
+    return Prepared(kernel, config, Template(p), options, block_sizes if mask_mod and not sequences else None)
 
 
 def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) -> int:

@@ -88,7 +88,7 @@ class Stream(Owned):
         ClosedError
             The stream was closed.
         """
-        if self.closed:
+        if (self._closed or self._owner is not None) and self.closed:  # a property takes time at each launch
             raise ClosedError("the stream is closed")
         if self._one_of_many:
             self.device.use()

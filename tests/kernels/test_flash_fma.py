@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hipattn import Stream
+from hipattn.attn import execute
 from hipattn.kernels import flash_fwd
 from hipattn.kernels.flash_tiles import Tiles
 from tests.helpers.flash import check_flash
@@ -20,6 +21,8 @@ def test_a_block_of_the_fewest_rows(stream: Stream, monkeypatch: pytest.MonkeyPa
     lds = 4 * (16 * (k_row + v_row) + rows * (k_row + strip + 8))
     smallest = Tiles("mma_fma.h", 1, rows, 16, lds)
     monkeypatch.setattr(flash_fwd, "choose", lambda *_: smallest)
-    flash_fwd._plan.cache_clear()
+    for prepared in (flash_fwd.prepare, execute._prepared):
+        prepared.cache_clear()
     check_flash(stream, *qkv(1, 9, 35, 2, 1, 20, 24, np.float32), causal=True)
-    flash_fwd._plan.cache_clear()
+    for prepared in (flash_fwd.prepare, execute._prepared):
+        prepared.cache_clear()

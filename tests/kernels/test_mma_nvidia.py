@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hipattn import Device, Stream
-from hipattn.attn import options
+from hipattn.attn import execute, options
 from hipattn.compiler import specialise
 from hipattn.kernels import flash_decode, flash_fwd, float8
 from hipattn.kernels.flash_tiles import Tiles, _nvidia_tiles
@@ -59,7 +59,7 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     monkeypatch.setattr(specialise, "headers", lambda: texts)
     monkeypatch.setattr(flash_fwd, "choose", choose)
     monkeypatch.setattr(flash_decode, "choose_decode", choose_decode)
-    plans = flash_fwd._plan, flash_decode._plan, options.plan, options.plan_decode
+    plans = flash_fwd.prepare, execute._prepared, flash_decode._plan, options.plan, options.plan_decode
     for plan in plans:
         plan.cache_clear()
     with Stream(devices[0]) as stream:
