@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Generic, TypeVar
 
 from hipattn.errors import ArgumentError, ClosedError
@@ -18,27 +17,31 @@ __all__ = ["Arguments", "Kernel", "LaunchConfig", "Module", "Template"]
 
 Dim3 = tuple[int, int, int]
 
-# Keys of the `extra` array of hipModuleLaunchKernel (hip_runtime_api.h).
-_BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 3
-_Extra = ctypes.c_void_p * 5
-
 
 class Arguments(ctypes.Structure):
     """A kernel's arguments: one struct, passed by value. Derive from it and give `_fields_`.
 
-    What HIP takes is laid out once per object, so a launch with an object that was launched before costs one call. HIP
-    copies the bytes during the call: fields may be changed for the next launch at once.
+    HIP copies the bytes during the call: fields may be changed for the next launch at once.
     """
 
-    @property
-    def extra(self) -> Any:
-        """The `extra` array of ``hipModuleLaunchKernel``, as hip-python's own object."""
-        made = self.__dict__.get("_extra")
-        if made is None:
-            size = _size_of(type(self))
-            block = _Extra(_BUFFER_POINTER, ctypes.addressof(self), _BUFFER_SIZE, ctypes.addressof(size), _END)
-            made = self._extra = bindings.launch_extra(block)
-        return made
+
+class Extra:
+    """The `extra` array of ``hipModuleLaunchKernel`` for a struct of so many bytes."""
+
+    __slots__ = ("_array", "_nbytes", "native")
+
+    # Keys of the array (hip_runtime_api.h).
+    _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 3
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = ctypes.c_size_t(nbytes)  # HIP reads it through a pointer
+        size = ctypes.addressof(self._nbytes)
+        self._array = (ctypes.c_void_p * 5)(self._BUFFER_POINTER, 0, self._BUFFER_SIZE, size, self._END)
+        self.native = bindings.launch_extra(self._array)
+
+    def point_to(self, arguments: Arguments) -> None:
+        """Make these the arguments."""
+        self._array[1] = ctypes.addressof(arguments)
 
 
 A = TypeVar("A", bound=Arguments)
@@ -64,11 +67,6 @@ class Template(Generic[A]):
     def give(self, arguments: A) -> None:
         """Take back a copy that was launched."""
         self._spare.append(arguments)
-
-
-@cache
-def _size_of(struct: type[Arguments]) -> ctypes.c_size_t:
-    return ctypes.c_size_t(ctypes.sizeof(struct))  # HIP reads it through a pointer: one for all objects of a class
 
 
 def _dim3(name: str, value: int | tuple[int, ...]) -> Dim3:
@@ -119,6 +117,7 @@ class Kernel:
         self.module = module  # a module stays loaded while a kernel of it is referenced
         self.name = name
         self.arguments = arguments
+        self._extras: list[Extra] = []  # laid out before, which costs more than a launch; who takes one has it alone
         self._function = check(
             bindings.hip.hipModuleGetFunction(module.native, name.encode()),
             "hipModuleGetFunction",
@@ -146,10 +145,16 @@ class Kernel:
             raise ArgumentError(
                 f"arguments is {type(arguments).__name__}; kernel {self.name} takes {self.arguments.__name__}"
             )
+        try:
+            extra = self._extras.pop()
+        except IndexError:
+            extra = Extra(ctypes.sizeof(self.arguments))
+        extra.point_to(arguments)
         grid, block = config.grid, config.block
         status = bindings.hip.hipModuleLaunchKernel(
-            self._function, *grid, *block, config.shmem_size, stream.native, bindings.NO_PARAMETERS, arguments.extra
+            self._function, *grid, *block, config.shmem_size, stream.native, bindings.NO_PARAMETERS, extra.native
         )[0]
+        self._extras.append(extra)
         call = "hipModuleLaunchKernel"
         if not status and stream.sync_each:
             call = "hipStreamSynchronize"

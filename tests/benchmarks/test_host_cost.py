@@ -19,6 +19,7 @@ from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.program import Program
 from hipattn.kernels import flash_fwd
 from hipattn.runtime import Arguments, Kernel, bindings
+from hipattn.runtime.module import Extra
 from tests.helpers.decode import Caches
 from tests.helpers.inputs import poisoned, qkv, upload
 
@@ -51,10 +52,13 @@ def drained(stream: Stream, call: Any) -> Any:
 
 def test_bindings_launch(benchmark: BenchmarkFixture, stream: Stream, empty: Kernel) -> None:
     """The bindings' own call, the floor of `Kernel.launch`."""
-    extra = NoParams(0).extra
+    arguments, extra = NoParams(0), Extra(ctypes.sizeof(NoParams))
+    extra.point_to(arguments)
     function, native = empty._function, stream.native
     call = bindings.hip.hipModuleLaunchKernel
-    benchmark(drained(stream, lambda: call(function, 1, 1, 1, 1, 1, 1, 0, native, bindings.NO_PARAMETERS, extra)))
+    benchmark(
+        drained(stream, lambda: call(function, 1, 1, 1, 1, 1, 1, 0, native, bindings.NO_PARAMETERS, extra.native))
+    )
 
 
 def test_launch(benchmark: BenchmarkFixture, stream: Stream, empty: Kernel) -> None:

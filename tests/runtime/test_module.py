@@ -12,6 +12,7 @@ from hipattn.compiler.cache import DiskCache
 from hipattn.compiler.program import Program
 from hipattn.compiler.specialise import render_struct
 from hipattn.runtime import Arguments, bindings
+from hipattn.runtime.module import Extra
 
 
 class FillParams(Arguments):
@@ -71,14 +72,13 @@ def test_launch_configs_that_are_refused(arguments: Any, match: str) -> None:
         LaunchConfig(*arguments)
 
 
-def test_the_block_of_arguments_is_laid_out_once() -> None:
-    arguments = FillParams(0x1000, 3, 1.5)
-    extra = arguments.extra
-    assert arguments.extra is extra
-    pointer, address, size, at, end = (ctypes.c_void_p * 5).from_address(int(extra))
-    assert (pointer, address, size, end) == (1, ctypes.addressof(arguments), 2, 3)
-    assert ctypes.c_size_t.from_address(at).value == ctypes.sizeof(FillParams)
-    assert FillParams(0, 0, 0.0).extra is not extra
+def test_the_extra_array_of_a_launch() -> None:
+    extra = Extra(ctypes.sizeof(FillParams))
+    for arguments in (FillParams(0x1000, 3, 1.5), FillParams(0x2000, 3, 1.5)):
+        extra.point_to(arguments)
+        pointer, address, size, at, end = (ctypes.c_void_p * 5).from_address(int(extra.native))
+        assert (pointer, address, size, end) == (1, ctypes.addressof(arguments), 2, 3)
+        assert ctypes.c_size_t.from_address(at).value == ctypes.sizeof(FillParams)
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 1000])
