@@ -33,9 +33,9 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library: its soname, its sources, and the libraries it is linked to."""
+    """A shared library: hip-python's short name of it, its sources, and the libraries it is linked to."""
 
-    soname: str
+    name: str
     sources: tuple[Path, ...]
     links: tuple[str, ...] = ()
 
@@ -67,12 +67,12 @@ def compiler_environment() -> dict[str, str]:
 
 
 def build(platform: str, libraries: Sequence[Library], inputs: Sequence[Path]) -> Mapping[str, Path]:
-    """Compile `libraries`, unless the cache has them, and return soname → path.
+    """Compile `libraries`, unless the cache has them, and return name → path.
 
     Parameters
     ----------
     platform
-        The platform's name, for the cache's path and the message.
+        The platform's name, for the names of the libraries, the cache's path and the message.
     libraries
         What to compile. A library may link to those before it.
     inputs
@@ -84,7 +84,8 @@ def build(platform: str, libraries: Sequence[Library], inputs: Sequence[Path]) -
         The compiler is missing or fails, or the cache cannot be written.
     """
     command = compiler()
-    digest = hashlib.sha256(repr((command, FLAGS)).encode())
+    sonames = {library.name: _soname(platform, library.name) for library in libraries}
+    digest = hashlib.sha256(repr((command, FLAGS, sonames)).encode())
     for path in sorted(inputs):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = config.cache_dir() / "platforms" / f"{platform}-{digest.hexdigest()[:20]}"
@@ -94,16 +95,21 @@ def build(platform: str, libraries: Sequence[Library], inputs: Sequence[Path]) -
             with filelock.FileLock(str(folder) + ".lock"):
                 if not folder.is_dir():
                     print(f"hipattn: compiling the {platform} platform's libraries, once", file=sys.stderr, flush=True)
-                    _compile(command, libraries, folder)
+                    _compile(command, platform, libraries, folder)
     except OSError as error:
         raise PlatformError(
             f"the {platform} platform's libraries cannot be kept in {folder.parent}: {error}; HIPATTN_CACHE_DIR names "
             "another directory"
         ) from error
-    return {library.soname: folder / library.soname for library in libraries}
+    return {name: folder / soname for name, soname in sonames.items()}
 
 
-def _compile(command: list[str], libraries: Sequence[Library], folder: Path) -> None:
+def _soname(platform: str, name: str) -> str:
+    """Return a name of its own: ROCm's may be loaded already, and the loader would take one for the other."""
+    return f"libhipattn-{platform}-{name}.so"
+
+
+def _compile(command: list[str], platform: str, libraries: Sequence[Library], folder: Path) -> None:
     """Compile into a folder beside `folder` and move it there whole, so that half a build is never seen."""
     environment = os.environ | compiler_environment()
 
@@ -125,13 +131,9 @@ def _compile(command: list[str], libraries: Sequence[Library], folder: Path) -> 
                 list(pool.map(run, jobs))
             for library in libraries:
                 parts = [str(objects[source]) for source in library.sources]
-                links = [str(work / name) for name in library.links]
-                where = [
-                    "-Wl,-rpath,$ORIGIN",
-                    f"-Wl,-soname,{library.soname}",
-                    "-o",
-                    str(work / library.soname),
-                ]
+                links = [str(work / _soname(platform, name)) for name in library.links]
+                soname = _soname(platform, library.name)
+                where = ["-Wl,-rpath,$ORIGIN", f"-Wl,-soname,{soname}", "-o", str(work / soname)]
                 run([*link_flags, *parts, *links, *where, "-lpthread", "-ldl"])
         except FileNotFoundError as error:
             raise PlatformError(f"the C++ compiler {command[0]!r} does not exist") from error

@@ -25,7 +25,7 @@ BUILD = """
 from pathlib import Path
 from hipattn.platforms.build import Library, build
 source = Path({source!r})
-print(build("test", [Library("libtest.so", (source,))], [source])["libtest.so"])
+print(build("test", [Library("test", (source,))], [source])["test"])
 """
 
 
@@ -52,7 +52,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build_one(source: Path) -> Path:
-    return build("test", [Library("libtest.so", (source,))], [source])["libtest.so"]
+    return build("test", [Library("test", (source,))], [source])["test"]
 
 
 def left(tmp_path: Path) -> list[str]:

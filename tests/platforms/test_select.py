@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hipattn import ConfigError, PlatformError
 from hipattn.platforms import cpu, nvidia, select
+from hipattn.platforms.build import Library, build
 from hipattn.platforms.select import choose, rocm_library
 from hipattn.runtime import bindings
 
@@ -54,6 +56,28 @@ def test_auto_takes_what_has_a_device(monkeypatch: pytest.MonkeyPatch, caplog: p
     with caplog.at_level(logging.WARNING, "hipattn"):
         assert choose(simulator).name == "cpu"
     assert "simulates an AMD GPU on the CPU (slow, for development): there is none" in caplog.text
+
+
+def test_the_simulator_runs_beside_a_rocm_without_a_gpu(tmp_path: Path) -> None:
+    """Which is loaded, to ask it for devices, under the name that hip-python gives the loader."""
+    source = tmp_path / "rocm.cpp"
+    source.write_text('extern "C" __attribute__((visibility("default"))) int hipGetDeviceCount(int*) { return 100; }')
+    fake = build("fake-rocm", [Library("fake", (source,))], [source])["fake"]
+    for name in ("amdhip64", "hiprtc"):
+        (tmp_path / f"lib{name}.so").symlink_to(fake)
+    code = """if True:
+        import numpy as np, hipattn
+        print(hipattn.attention(*np.ones((3, 1, 2, 1, 4), np.float32)).tolist())
+        print(hipattn.runtime.bindings.platform())
+        """
+    changed = {"HIPATTN_PLATFORM": "auto", "LD_LIBRARY_PATH": str(tmp_path), "HIPATTN_NVIDIA_CUDA": "/nowhere"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("ROCM_PATH", "ROCM_HOME")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment | changed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == str(np.ones((1, 2, 1, 4)).tolist())
+    assert "Platform(name='cpu'" in said[1]
+    assert "ROCm (libamdhip64.so) finds no AMD GPU" in said[1]
 
 
 def test_a_fingerprint_is_of_the_compiler_s_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,12 +43,11 @@ def libraries() -> Mapping[str, Path]:
     os.environ["HIPATTN_CPU_DEVICE_INCLUDE"] = str(SOURCE / "device")
     os.environ.update(compiler_environment())
     over_runtime = {SOURCE / "hiprtc.cpp", SOURCE / "hipblas.cpp"}
-    runtime = Library("libamdhip64.so", tuple(sorted(set(SOURCE.glob("*.cpp")) - over_runtime)))
-    hiprtc = Library("libhiprtc.so", (SOURCE / "hiprtc.cpp",), links=(runtime.soname,))
-    hipblas = Library("libhipblas.so", (SOURCE / "hipblas.cpp",), links=(runtime.soname,))
+    runtime = Library("amdhip64", tuple(sorted(set(SOURCE.glob("*.cpp")) - over_runtime)))
+    hiprtc = Library("hiprtc", (SOURCE / "hiprtc.cpp",), links=(runtime.name,))
+    hipblas = Library("hipblas", (SOURCE / "hipblas.cpp",), links=(runtime.name,))
     inputs = [path for root in (SOURCE, ABI) for path in root.rglob("*") if path.suffix in (".cpp", ".h")]
-    made = build("cpu", (runtime, hiprtc, hipblas), inputs)
-    return {"amdhip64": made[runtime.soname], "hiprtc": made[hiprtc.soname], "hipblas": made[hipblas.soname]}
+    return build("cpu", (runtime, hiprtc, hipblas), inputs)
 
 
 def fingerprint(built: Mapping[str, Path]) -> str:

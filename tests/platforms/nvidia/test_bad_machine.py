@@ -27,7 +27,7 @@ SOURCE = Path(__file__).with_name("fake_cuda.cpp")
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Return the environment of a machine on which nothing is wrong."""
-    fake = str(build("fake-cuda", [Library("libfake.so", (SOURCE,))], [SOURCE])["libfake.so"])
+    fake = str(build("fake-cuda", [Library("fake", (SOURCE,))], [SOURCE])["fake"])
     right = {"FAKE_INIT": 0, "FAKE_DEVICES": 1, "FAKE_CAPABILITY": 90, "FAKE_DRIVER": 13000, "FAKE_NVRTC": 13000}
     paths = {"HIPATTN_NVIDIA_CUDA": fake, "HIPATTN_NVIDIA_NVRTC": fake, "HIPATTN_NVIDIA_CUBLAS": fake}
     for name, value in {**right, **paths}.items():
