@@ -63,6 +63,8 @@ def borrow(
         host = np.asarray(obj)
     except ValueError as error:
         raise ArgumentError(f"{argument} is no array: {error}") from error
+    if host.dtype.hasobject:
+        raise ArgumentError(f"{argument} is {type(obj).__name__}; it takes an array of numbers")
     if not hasattr(obj, "dtype") and host.dtype in (np.float64, np.int64, np.bool_) and _FLOAT32 in accepted:
         host = host.astype(_FLOAT32)  # Python's own numbers
     return host

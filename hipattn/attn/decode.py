@@ -10,7 +10,8 @@ from hipattn.attn import execute, operands
 from hipattn.attn.exchange import exchanged, planned
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import EVERY_KEY, Window, check_window, plan_decode
-from hipattn.attn.paged_cache import PagedKVCache, sequence_list
+from hipattn.attn.page_table import sequence_list
+from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.errors import ArgumentError
 from hipattn.kernels.flash_decode import MAX_SPLITS
 from hipattn.kernels.mods import MaskMod, ScoreMod

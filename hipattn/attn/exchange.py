@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hipattn.attn import execute, operands
+from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import Plan
+from hipattn.attn.paged_cache import PagedKVCache
 from hipattn.errors import ArgumentError
 from hipattn.layout import row_major
 from hipattn.runtime.device import Device
@@ -90,7 +92,7 @@ def exchanged(
     """
     q = qkv[0]
     arrays: Any = tuple(
-        in_place(array, stream=stream, argument=name, accepted=FLOATS if name == "q" else stored)
+        _borrowed(name, array, stream, FLOATS if name == "q" else stored)
         for name, array in zip("qkv", qkv, strict=True)
     )
     if out is not None and not hasattr(out, "dtype"):
@@ -130,3 +132,13 @@ def exchanged(
     give = host_like if host else like
     answer = give(result, q) if out is None else out
     return (answer, give(lse, q)) if return_lse else answer
+
+
+def _borrowed(name: str, array: Any, stream: Stream | None, accepted: Collection[np.dtype[Any]]) -> Any:
+    """Return what `in_place` does; its errors tell of caches, and of how e4m3 is passed."""
+    if isinstance(array, KVCache | PagedKVCache):
+        kind = type(array).__name__
+        raise ArgumentError(f"{name} is a {kind}; it takes an array, and attention_decode takes a cache as its k")
+    if UINT8 in accepted and "float8_e4m3" in str(getattr(array, "dtype", "")):
+        raise ArgumentError(f"{name} is {array.dtype}; e4m3 is passed as its bits, {name}.view of uint8, with scales")
+    return in_place(array, stream=stream, argument=name, accepted=accepted)

@@ -58,7 +58,10 @@ class KVCache:
         self.batch, self.capacity, self.heads_kv = batch, capacity, heads_kv
         self.head_dim, self.value_dim = head_dim, value_dim
         rows = (layers, batch, capacity, heads_kv)
-        self.dtype = as_dtype(dtype)
+        try:
+            self.dtype = as_dtype(dtype)
+        except ArgumentError as error:
+            raise ArgumentError(f"{error}; a PagedKVCache holds float8_e4m3 too") from None
         self._keys = DeviceTensor.empty((*rows, head_dim), self.dtype, stream=stream)
         try:
             self._values = DeviceTensor.empty((*rows, value_dim), self.dtype, stream=stream)

@@ -202,7 +202,10 @@ def plan_decode(device: Device | None, caches: tuple[int | None, int], *given: A
             k, v = (Facts(x.dtype, (*size, *x.shape[2:]), x.strides) for x in (k, v))
     batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v)
     if not 1 <= seq_q <= _MOST_QUERIES:
-        raise ArgumentError(f"q has shape {q.shape}; decoding takes 1 to {_MOST_QUERIES} queries of each sequence")
+        raise ArgumentError(
+            f"q has shape {q.shape}; decoding takes 1 to {_MOST_QUERIES} queries of each sequence: "
+            "longer prompts go in parts, or to attention or attention_varlen"
+        )
     scores = batch, heads_q, seq_q, seq_k
     rows = seq_q * heads_q // max(1, k.shape[2])
 

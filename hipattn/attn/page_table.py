@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hipattn.arguments import integer
 from hipattn.errors import ArgumentError, OutOfPagesError
 
-__all__ = ["MAX_PAGE_SIZE", "Copy", "PageTable"]
+__all__ = ["MAX_PAGE_SIZE", "Copy", "PageTable", "sequence_list"]
 
 MAX_PAGE_SIZE = 256
 
@@ -247,8 +247,8 @@ class PageTable:
             raise ArgumentError(f"length is {length}; sequence {sequence} holds {held} tokens")
         return length
 
-    def _distinct(self, sequences: Iterable[int]) -> tuple[int, ...]:
-        numbers = tuple(integer("sequence", sequence) for sequence in sequences)
+    def _distinct(self, sequences: Sequence[int]) -> tuple[int, ...]:
+        numbers = tuple(integer("sequence", sequence) for sequence in sequence_list(sequences))
         for sequence in numbers:
             self._find(sequence)
         if len(set(numbers)) < len(numbers):
@@ -287,3 +287,19 @@ class PageTable:
     def __repr__(self) -> str:
         count = len(self._sequences)
         return f"<PageTable {count} sequences, {self.free_pages} of {self.pages} pages of {self.page_size} tokens free>"
+
+
+def sequence_list(sequences: Sequence[int]) -> tuple[int, ...]:
+    """Return a list of sequences. Whether they are a cache's is not checked.
+
+    Raises
+    ------
+    ArgumentError
+        It is no list of numbers.
+    """
+    try:
+        listed = tuple(sequences)
+        hash(listed)
+    except TypeError:
+        raise ArgumentError(f"sequences is {sequences!r}; it takes a list of what new or fork returned") from None
+    return listed

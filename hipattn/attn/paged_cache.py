@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
 from hipattn.attn.block_table import BlockTable
-from hipattn.attn.page_table import PageTable
+from hipattn.attn.page_table import PageTable, sequence_list
 from hipattn.errors import ArgumentError, ClosedError
 from hipattn.kernels import page_copy, paged_append
 from hipattn.kernels.float8 import e4m3
@@ -17,7 +17,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import BFLOAT16, FLOATS, UINT8, DeviceTensor, as_dtype
 
-__all__ = ["PagedKVCache", "sequence_list"]
+__all__ = ["PagedKVCache"]
 
 _BATCHES = 8  # lists of sequences whose tables are kept on the device
 
@@ -173,6 +173,7 @@ class PagedKVCache:
         ArgumentError
             The sequence is unknown or freed, or holds fewer tokens.
         """
+        self._check_open()
         self._table.truncate(sequence, length)
 
     def free(self, sequence: int) -> None:
@@ -183,6 +184,7 @@ class PagedKVCache:
         ArgumentError
             The sequence is unknown or already freed.
         """
+        self._check_open()
         self._table.free(sequence)
         self._forget([sequence])
 
@@ -196,19 +198,21 @@ class PagedKVCache:
         OutOfPagesError
             Freeing all of them would not be enough; none was freed.
         """
+        self._check_open()
         evicted = self._table.evict(pages, sequences)
         self._forget(evicted)
         return evicted
 
     def pages_needed(self, sequences: Sequence[int], tokens: int | Sequence[int]) -> int:
         """Return how many free pages `extend` would take, copies of shared pages among them."""
+        self._check_open()
         return self._table.pages_needed(sequences, tokens)
 
     def extend(self, sequences: Sequence[int], tokens: int | Sequence[int], *, stream: Stream | None = None) -> None:
         """Make room for new tokens behind those that sequences hold, in all layers; `append` then writes them.
 
-        A page that is written now and shared is copied first, in all layers, in one launch; otherwise nothing goes to
-        the device.
+        They count from now on: until they are written, `attention_decode` reads what happens to be there. A page that
+        is written now and shared is copied first, in all layers, in one launch; otherwise nothing goes to the device.
 
         Parameters
         ----------
@@ -376,8 +380,10 @@ class PagedKVCache:
         for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
             wanted = (*room, self.heads_kv, size)
             if instance(name, tensor, DeviceTensor).shape != wanted:
+                missing = "" if any(batch.added) else ": extend makes room for new ones first"
                 raise ArgumentError(
-                    f"{name} has shape {tensor.shape}; it takes {wanted} for sequences extended by {batch.added} tokens"
+                    f"{name} has shape {tensor.shape}; it takes {wanted} for sequences extended by {batch.added} "
+                    f"tokens{missing}"
                 )
             if tensor.dtype != self.dtype and self._scales[0] is None:
                 raise ArgumentError(f"{name} is {tensor.dtype.name}; the cache holds {self.dtype.name}")
@@ -414,19 +420,3 @@ def _scales(name: str, array: npt.ArrayLike | None, shape: tuple[int, int]) -> n
     if not np.all((scales > 0) & np.isfinite(scales)):
         raise ArgumentError(f"{name} has {scales.min()} to {scales.max()}; it takes positive, finite numbers")
     return scales
-
-
-def sequence_list(sequences: Sequence[int]) -> tuple[int, ...]:
-    """Return a list of sequences. Whether they are a cache's is not checked.
-
-    Raises
-    ------
-    ArgumentError
-        It is no list of numbers.
-    """
-    try:
-        listed = tuple(sequences)
-        hash(listed)
-    except TypeError:
-        raise ArgumentError(f"sequences is {sequences!r}; it takes a list of what new or fork returned") from None
-    return listed

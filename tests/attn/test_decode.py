@@ -6,6 +6,7 @@ import gc
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -520,6 +521,7 @@ def test_caches_that_do_not_fit(stream: Stream) -> None:
             "sequences is given, and k is DeviceTensor; only": (q, q, {"v": q, "sequences": both}),
             "layer is given, and k is DeviceTensor; only": (q, q, {"v": q, "layer": 0}),
             "v is None, and k is DeviceTensor": (q, q, {}),
+            "v is a KVCache; it takes an array": (q, q, {"v": whole}),
             r"sequences are 1; q has shape \(2, 1, 4, 24\), a batch of 2": (q, paged, {"sequences": [first]}),
             "sequences are 0; q has shape": (q, paged, {"sequences": []}),
             "sequences is 3; it takes a list": (q, paged, {"sequences": 3}),
@@ -582,7 +584,7 @@ def bad_arguments() -> dict[str, tuple[bool, dict[str, Any], str]]:
     page_codes = scaled | {"k": pages.k.view(np.uint8)[..., :40], "v": pages.v.view(np.uint8)[..., :24]}
     return {
         "rank": (False, {"q": q[0]}, r"q has shape \(2, 4, 40\); it takes 4 dimensions"),
-        "queries": (False, {"q": np.repeat(q, 33, 1)}, r"q has shape \(4, 66, 4, 40\); decoding takes 1 to 64 queries"),
+        "queries": (False, {"q": np.repeat(q, 33, 1)}, r"q has shape \(4, 66, .* 1 to 64 queries .* go in parts"),
         "no query": (False, {"q": q[:, :0]}, "decoding takes 1 to 64 queries"),
         "batch": (False, {"k": k[1:]}, "k has shape"),
         "heads": (False, {"v": v[:, :, :1]}, "v has shape"),
@@ -640,6 +642,15 @@ def test_bad_arguments(stream: Stream, case: str, place: str) -> None:
         attention_decode(**given)
     assert live() == before
     assert not [name for name, _ in calls if "Malloc" in name or "Launch" in name]
+
+
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_e4m3_that_says_so_goes_in_as_its_bits(stream: Stream, name: str) -> None:
+    caches = Caches.random(LENGTHS, 2)
+    given = {"k": caches.k.view(np.uint8)[..., :40], "v": caches.v.view(np.uint8)[..., :24]}
+    given[name] = given[name].view(ml_dtypes.float8_e4m3fn)
+    with pytest.raises(ArgumentError, match=f"{name} is float8_e4m3fn; e4m3 is passed as its bits, {name}.view of u"):
+        attention_decode(caches.q, **given, k_scales=[1, 1], v_scales=[1, 1], stream=stream)
 
 
 def test_numbers_on_the_device_are_of_int32_and_contiguous(stream: Stream) -> None:

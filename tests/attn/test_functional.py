@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import hipattn
-from hipattn import ArgumentError, DeviceTensor, Stream
+from hipattn import ArgumentError, DeviceTensor, KVCache, Stream
 from hipattn.attn import reference
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
@@ -175,6 +176,19 @@ def test_other_bad_arguments(changed: dict[str, Any], message: str) -> None:
     with bindings.record() as calls, pytest.raises(ArgumentError, match=message):
         hipattn.attention(**({"q": q, "k": k, "v": v} | changed))
     assert not [name for name, _ in calls if "Malloc" in name or "Launch" in name]
+
+
+def test_a_cache_or_another_object_is_no_array(stream: Stream) -> None:
+    q, k, v = qkv()
+    with KVCache(1, 1, 4, 1, 8, stream=stream) as cache:
+        with pytest.raises(
+            ArgumentError, match="k is a KVCache; it takes an array, and attention_decode takes a cache"
+        ):
+            hipattn.attention(q, cache, cache)
+        with pytest.raises(ArgumentError, match="v is a KVCache"):
+            hipattn.attention_varlen(q[0], k[0], cache, [0, 1], [0, 1])
+    with pytest.raises(ArgumentError, match=r"k is \w*Path; it takes an array of numbers"):
+        hipattn.attention(q, Path(), v)
 
 
 def test_read_only_out_is_refused() -> None:

@@ -155,3 +155,8 @@ def test_a_closed_cache_says_so(stream: Stream) -> None:
     with pytest.raises(ClosedError):
         cache.reset()
     assert cache.length() == 0
+
+
+def test_float8_is_for_pages() -> None:
+    with pytest.raises(ArgumentError, match=r"dtype is float8_e4m3; .* a PagedKVCache holds float8_e4m3 too"):
+        KVCache(1, 1, 4, 1, 8, dtype="float8_e4m3")

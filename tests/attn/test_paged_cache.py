@@ -327,6 +327,9 @@ def test_bad_calls_leave_the_cache_as_it_was(stream: Stream) -> None:
             (lambda: cache.fork(99), ArgumentError, "sequence is 99, which was never made"),
             (lambda: cache.append(0, [], k, v), ArgumentError, "sequences is empty"),
             (lambda: cache.lengths(3), ArgumentError, "sequences is 3; it takes a list"),
+            (lambda: cache.extend(one, 1), ArgumentError, f"sequences is {one}; it takes a list"),
+            (lambda: cache.evict(6, one), ArgumentError, f"sequences is {one}; it takes a list"),
+            (lambda: cache.pages_needed(one, 1), ArgumentError, f"sequences is {one}; it takes a list"),
             (lambda: cache.append(2, [one], k, v), ArgumentError, "layer is 2; the cache has layers 0 to 1"),
             (lambda: cache.append(0, [one], k[:, :, :1], v), ArgumentError, r"k has shape .*; it takes \(1, 1, 2, 8\)"),
             (lambda: cache.append(0, [one], k, k), ArgumentError, r"v has shape .*; it takes \(1, 1, 2, 4\)"),
@@ -343,7 +346,7 @@ def test_bad_calls_leave_the_cache_as_it_was(stream: Stream) -> None:
             assert not [name for name, _ in calls if "Launch" in name]
             assert (cache.free_pages, cache.sequences, cache.length(one), cache.length(two)) == before
         cache.truncate(one, 5)
-        with pytest.raises(ArgumentError, match=r"it takes \(1, 0, 2, 8\) for sequences extended by \(0,\) tokens"):
+        with pytest.raises(ArgumentError, match=r"it takes \(1, 0, 2, 8\) .* by \(0,\) tokens: extend makes room"):
             cache.append(0, [one], k, v, stream=stream)
         mirror.check()
 
@@ -401,6 +404,10 @@ def test_a_closed_cache_says_so(stream: Stream) -> None:
         lambda: cache.new(),
         lambda: cache.fork(one),
         lambda: cache.extend([one], 1),
+        lambda: cache.pages_needed([one], 1),
+        lambda: cache.truncate(one, 0),
+        lambda: cache.free(one),
+        lambda: cache.evict(4, [one]),
         lambda: cache.append(0, [one], k, k),
         lambda: cache.lengths([one]),
         lambda: cache.keys(),
