@@ -12,7 +12,7 @@ struct PendingCopy {
     int bytes;
 };
 struct Pending {
-    static constexpr int MOST = THREADS <= 64 ? 16 : 12;  // what its memory leaves to the kernel
+    static constexpr int MOST = THREADS <= 64 ? 24 : 12;  // what its memory leaves to the kernel
     PendingCopy copies[THREADS][MOST];
     int last[THREADS];  // of a thread's; -1: none
 };
@@ -62,27 +62,44 @@ __device__ inline float half_of(unsigned word, int which) {
     return static_cast<float>(__builtin_bit_cast(Halves, word).at[which]);
 }
 
+// A row that the lane names, whose elements no lane may write any more: they all read it after this.
+class Row {
+    const unsigned* words;
+    unsigned seen[4];
+
+public:
+    __device__ explicit Row(unsigned address) : words(reinterpret_cast<const unsigned*>(shared_pointer(address))) {
+        require(aligned(words, 16));
+        for (int i = 0; i < 4; ++i) seen[i] = words[i];
+    }
+    __device__ void check() const {
+        for (int i = 0; i < 4; ++i) require(words[i] == seen[i]);
+    }
+};
+
 // Row L / 4 of matrix i, of which lane L has elements 2 (L % 4) and the next, is named by lane 8 i + L / 4.
 __device__ inline void load_matrices(unsigned (&x)[4], unsigned row_address) {
     const int lane = threadIdx.x % 32;
+    const Row own(row_address);
     for (int i = 0; i < 4; ++i) {
         const char* row = shared_pointer(__shfl(static_cast<int>(row_address), 8 * i + lane / 4));
-        require(aligned(row, 16));
         x[i] = reinterpret_cast<const unsigned*>(row)[lane % 4];
     }
+    own.check();
 }
 // Lane L has rows 2 (L % 4) and the next of column L / 4.
 __device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_address) {
     const int lane = threadIdx.x % 32;
+    const Row own(row_address);
     for (int i = 0; i < 4; ++i) {
         Halves halves;
         for (int half = 0; half < 2; ++half) {
             const char* row = shared_pointer(__shfl(static_cast<int>(row_address), 8 * i + lane % 4 * 2 + half));
-            require(aligned(row, 16));
             halves.at[half] = reinterpret_cast<const scalar*>(row)[lane / 4];
         }
         x[i] = __builtin_bit_cast(unsigned, halves);
     }
+    own.check();
 }
 
 // PTX ISA, "Matrix fragments for mma.m16n8k16".

@@ -42,7 +42,7 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
 
     def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles:
         largest = max(head_dim, value_dim)
-        return _nvidia_tiles(head_dim, value_dim, 4, *((32, 32) if largest <= 64 else (16, 16)))
+        return _nvidia_tiles(head_dim, value_dim, *((4, 32, 32) if largest <= 64 else (2, 32, 16)))
 
     def choose_decode(
         arch: str,
@@ -52,7 +52,8 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
         rows: int,
         float8: bool = False,
     ) -> Tiles:
-        waves, block_n = 4 if rows > 32 else 2, 32 if max(head_dim, value_dim) <= 64 else 16
+        largest = max(head_dim, value_dim)
+        waves, block_n = 4 if rows > 32 and largest <= 128 else 2, 32 if largest <= 64 else 16
         return _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, stages=1 if float8 else stages, float8=float8)
 
     texts = {**specialise.headers(), "include/ptx.h": INSTRUCTIONS.read_text()}
@@ -71,7 +72,7 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
 SHAPES = pairwise(
     {
         "stages": [1, 2, "float8"],
-        "dims": [(64, 64), (40, 24), (128, 64), (128, 128), (7, 200)],
+        "dims": [(64, 64), (40, 24), (128, 64), (128, 128), (7, 200), (200, 40)],
         "heads": [(2, 2), (8, 2), (7, 1)],
         "seq_q": [1, 5, 20],
         "dtype": [F16, BFLOAT16],
