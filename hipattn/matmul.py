@@ -50,7 +50,7 @@ def matmul(
     product = _product(*((x.shape, x.strides, x.dtype) for x in (a, b, out)), accumulate)
     for tensor in (a, b, out):
         tensor.buffer.used_on(stream)
-    product.run(Blas.of(stream.device), stream, a.pointer, b.pointer, out.pointer)
+    product.run(Blas.of(stream.device), stream, a.native, b.native, out.native)
     return out
 
 

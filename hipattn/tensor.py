@@ -279,6 +279,11 @@ class DeviceTensor:
         return pointer + self.offset * self.dtype.itemsize if self.offset else pointer
 
     @property
+    def native(self) -> Any:
+        """`pointer` for a library's call: hip-python's object, if there is one."""
+        return self.pointer if self.offset else self.buffer.native
+
+    @property
     def device(self) -> Device:
         """The device that holds the memory."""
         return self.buffer.device

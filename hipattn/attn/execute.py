@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hipattn.attn import operands, reference
 from hipattn.attn.fallback import FAILURES, Fallback
 from hipattn.attn.operands import Operand
-from hipattn.attn.options import Plan
+from hipattn.attn.options import Plan, check_result
 from hipattn.attn.staged import HipAttentionKernels
 from hipattn.errors import ArgumentError, ClosedError, CompileError
 from hipattn.kernels import flash_decode, flash_fwd
@@ -167,27 +167,11 @@ def check_out(
         if overlaps((*out.shape, out.itemsize), (*map(abs, out.strides), 1)):
             raise ArgumentError(f"out has shape {out.shape} and strides {out.strides} in bytes; its elements overlap")
         return
-    _check_facts(plan.out, plan.dtype, out.shape, out.strides, out.dtype)
+    check_result("out", out.dtype, out.shape, out.strides, plan.out, plan.dtype)
     read = zip("qkv", qkv, strict=True)
     for name, tensor in (*read, *others.items()) if others else read:
         if isinstance(tensor, DeviceTensor) and out.shares_memory(tensor):
             raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
-
-
-@lru_cache(maxsize=4096)
-def _check_facts(
-    wanted: tuple[int, ...],
-    wanted_dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: np.dtype[Any],
-) -> None:
-    if shape != wanted or dtype != wanted_dtype:
-        raise ArgumentError(f"out is {dtype} {shape}; it takes {wanted_dtype} {wanted}")
-    if shape[-1] > 1 and strides[-1] != 1:
-        raise ArgumentError(f"out has strides {strides}; its last dimension must be contiguous")
-    if overlaps(shape, strides):
-        raise ArgumentError(f"out has shape {shape} and strides {strides}; its elements overlap")
 
 
 def _launch(

@@ -15,6 +15,7 @@ from hipattn.errors import ArgumentError
 from hipattn.kernels import flash_decode, flash_fwd
 from hipattn.kernels.flash_options import Formula
 from hipattn.kernels.float8 import e4m3
+from hipattn.layout import overlaps
 from hipattn.runtime.device import Device
 from hipattn.tensor import UINT8, as_dtype
 
@@ -26,6 +27,7 @@ __all__ = [
     "Options",
     "Plan",
     "Window",
+    "check_result",
     "check_shapes",
     "check_window",
     "laid_out",
@@ -373,6 +375,30 @@ def check_shapes(
             "of the latter, and head_dim at least 1"
         )
     return batch, heads_q, seq_q, past + seq_k, head_dim, value_dim
+
+
+@lru_cache(maxsize=4096)
+def check_result(
+    name: str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    wanted: tuple[int, ...],
+    wanted_dtype: np.dtype[Any],
+) -> None:
+    """Check where a result is to be written.
+
+    Raises
+    ------
+    ArgumentError
+        Its shape or dtype is another, or the strides let elements overlap or the last dimension's lie apart.
+    """
+    if shape != wanted or dtype != wanted_dtype:
+        raise ArgumentError(f"{name} is {dtype.name} {shape}; it takes {wanted_dtype.name} {wanted}")
+    if shape[-1] > 1 and strides[-1] != 1:
+        raise ArgumentError(f"{name} has strides {strides}; its last dimension must be contiguous")
+    if overlaps(shape, strides):
+        raise ArgumentError(f"{name} has shape {shape} and strides {strides}; its elements overlap")
 
 
 def laid_out(layout: str, batch: int, heads: int, sequence: int, dim: int) -> tuple[int, int, int, int]:

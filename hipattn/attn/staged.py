@@ -20,11 +20,10 @@ from hipattn.arguments import boolean, instance, number
 from hipattn.attn import reference
 from hipattn.attn.fallback import FAILURES, Fallback
 from hipattn.attn.kv_cache import KVCache
-from hipattn.attn.options import check_shapes, laid_out
+from hipattn.attn.options import Facts, check_result, check_shapes, laid_out
 from hipattn.errors import ArgumentError
 from hipattn.kernels import causal_mask, confine, scale, softmax
 from hipattn.kernels.rows import check_device
-from hipattn.layout import overlaps
 from hipattn.runtime.blas import Blas, Matrices, Product
 from hipattn.runtime.buffer import DeviceBuffer
 from hipattn.runtime.device import Device
@@ -351,20 +350,21 @@ class HipAttentionKernels:
         causal = boolean("causal", causal)
         past = 0 if cache is None else instance("cache", cache, KVCache).length(layer)
         check_device(stream, q=q, k=k, v=v)
-        batch, heads_q, seq_q, seq_k, head_dim, value_dim = check_shapes(q, k, v, layout=layout, past=past)
+        sizes = _sizes(layout, past, *_facts(q), *_facts(k), *_facts(v))
+        batch, heads_q, seq_q, seq_k, head_dim, value_dim = sizes
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
         else:
             scale = number("scale", scale)
         wanted = laid_out(layout, batch, heads_q, seq_q, value_dim)
         if out is not None:
-            _check_tensor("out", out, wanted, q.dtype)
+            check_result("out", *_facts(instance("out", out, DeviceTensor)), wanted, q.dtype)
             check_device(stream, out=out)
             for name, tensor in (("v", v), *((("cache", cache.view(layer)[1]),) if cache is not None else ())):
                 if out.shares_memory(tensor):
                     raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
         if lse is not None:
-            _check_tensor("lse", lse, (batch, heads_q, seq_q), FLOAT32)
+            check_result("lse", *_facts(instance("lse", lse, DeviceTensor)), sizes[:3], FLOAT32)
             check_device(stream, lse=lse)
 
         new_k, new_v = _as(layout, "bshd", k), _as(layout, "bshd", v)
@@ -464,27 +464,19 @@ def _as(layout: str, wanted: str, tensor: DeviceTensor) -> DeviceTensor:
     return tensor if layout == wanted else tensor.transpose(0, 2, 1, 3)
 
 
-def _check_tensor(name: str, tensor: DeviceTensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    instance(name, tensor, DeviceTensor)
-    if tensor.shape != shape or tensor.dtype != dtype:
-        raise ArgumentError(f"{name} is {tensor.dtype.name} {tensor.shape}; it takes {dtype.name} {shape}")
-    if tensor.shape[-1] > 1 and tensor.strides[-1] != 1:
-        raise ArgumentError(f"{name} has strides {tensor.strides}; its last dimension must be contiguous")
-    if overlaps(tensor.shape, tensor.strides):
-        raise ArgumentError(f"{name} has shape {tensor.shape} and strides {tensor.strides}; its elements overlap")
+@lru_cache(maxsize=4096)
+def _sizes(layout: str, past: int, *qkv: Any) -> tuple[int, int, int, int, int, int]:
+    return check_shapes(Facts(*qkv[:3]), Facts(*qkv[3:6]), Facts(*qkv[6:]), layout=layout, past=past)
 
 
-Facts = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any]]
-
-
-def _facts(tensor: DeviceTensor) -> Facts:
-    """Return what a product is planned from: shape, strides and dtype."""
-    return tensor.shape, tensor.strides, tensor.dtype
+def _facts(tensor: DeviceTensor) -> tuple[Any, ...]:
+    """Return the fields of `Facts`, without the time that making one takes."""
+    return tensor.dtype, tensor.shape, tensor.strides
 
 
 @lru_cache(maxsize=1024)
 def _qk_product(factor: float, *facts: Any) -> Product:
-    (q, q_steps, dtype), (k, k_steps, k_dtype), (scores, steps, scores_dtype) = (
+    (dtype, q, q_steps), (k_dtype, k, k_steps), (scores_dtype, scores, steps) = (
         facts[0:3],
         facts[3:6],
         facts[6:9],
@@ -504,7 +496,7 @@ def _qk_product(factor: float, *facts: Any) -> Product:
 
 @lru_cache(maxsize=1024)
 def _weighted_v_product(*facts: Any) -> Product:
-    (weights, w_steps, dtype), (v, v_steps, v_dtype), (out, steps, out_dtype) = (
+    (dtype, weights, w_steps), (v_dtype, v, v_steps), (out_dtype, out, steps) = (
         facts[0:3],
         facts[3:6],
         facts[6:9],
@@ -546,7 +538,7 @@ def _grouped(queries: Layout, keys: Layout, out: Layout) -> tuple[Layout, Layout
 def _multiply(product: Product, a: DeviceTensor, b: DeviceTensor, out: DeviceTensor, stream: Stream) -> None:
     for tensor in (a, b, out):
         tensor.buffer.used_on(stream)
-    product.run(Blas.of(stream.device), stream, a.pointer, b.pointer, out.pointer)
+    product.run(Blas.of(stream.device), stream, a.native, b.native, out.native)
 
 
 def _download(tensor: DeviceTensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -34,7 +34,7 @@ __all__ = [
     "hiprtc",
     "launch_extra",
     "platform",
-    "pointer_to",
+    "pointer",
     "record",
 ]
 
@@ -54,9 +54,9 @@ def launch_extra(block: Any) -> Any:
     return _Extra.fromObj(block)
 
 
-def pointer_to(value: Any) -> Any:
-    """Return a pointer to a ctypes object, which it keeps alive, as hip-python's own object."""
-    return _Pointer.fromObj(value)
+def pointer(to: Any) -> Any:
+    """Return a pointer to a ctypes object, which it keeps alive, or to an address, as hip-python's own object."""
+    return _Pointer.fromObj(to)
 
 
 _find_rocm_library: Callable[..., bytes] = _paths.get_library_path

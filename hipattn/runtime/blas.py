@@ -114,10 +114,10 @@ class Product:
         # hipBLAS stores columns: a row-major product is outᵀ = bᵀ @ aᵀ in its terms.
         self._head = (
             *(transpose if b_columns else none, transpose if a_columns else none),
-            *(n, m, k, bindings.pointer_to(ctypes.c_float(alpha))),
+            *(n, m, k, bindings.pointer(ctypes.c_float(alpha))),
         )
         self._b = (types[1], ldb, inner.strides[1])
-        self._a = (types[0], lda, inner.strides[0], bindings.pointer_to(ctypes.c_float(beta)))
+        self._a = (types[0], lda, inner.strides[0], bindings.pointer(ctypes.c_float(beta)))
         self._out = (
             *(types[2], ldc, inner.strides[2], inner.size),
             hipblas.hipblasComputeType_t.HIPBLAS_COMPUTE_32F,
@@ -125,8 +125,8 @@ class Product:
         )
         self._what = f"[{m}, {k}] @ [{k}, {n}] x {inner.size} {a.dtype}"
 
-    def run(self, blas: Blas, stream: Stream, a: int, b: int, out: int) -> None:
-        """Add the product to `stream`, for operands at these device addresses.
+    def run(self, blas: Blas, stream: Stream, a: Any, b: Any, out: Any) -> None:
+        """Add the product to `stream`, for operands at these device addresses: numbers, or hip-python's pointers.
 
         Raises
         ------
@@ -136,9 +136,13 @@ class Product:
         if self._empty:
             return
         handle = blas.handle(stream)
-        for at_a, at_b, at_out in self._offsets:
+        for offsets in self._offsets:
+            operands: tuple[Any, ...] = a, b, out
+            if any(offsets):
+                operands = tuple(int(x) + offset for x, offset in zip(operands, offsets, strict=True))
+            of_a, of_b, of_out = operands
             status = bindings.hipblas.hipblasGemmStridedBatchedEx(
-                handle, *self._head, b + at_b, *self._b, a + at_a, *self._a, out + at_out, *self._out
+                handle, *self._head, of_b, *self._b, of_a, *self._a, of_out, *self._out
             )[0]
             if status:
                 raise bindings.failure(status, "hipblasGemmStridedBatchedEx", product=self._what)

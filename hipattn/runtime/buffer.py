@@ -55,6 +55,7 @@ class DeviceBuffer(Owned):
 
     def __init__(self, nbytes: int, stream: Stream | None = None) -> None:
         self._pointer = 0
+        self._native: Any = None
         self._owned = False
         self.closed = True  # until there is something to close
         nbytes = integer("nbytes", nbytes)
@@ -118,6 +119,7 @@ class DeviceBuffer(Owned):
         self.device = stream.device
         self.nbytes = nbytes
         self._pointer = pointer
+        self._native = None
         self._owned = False
         self._streams = {}
         self._keep = keep
@@ -137,6 +139,19 @@ class DeviceBuffer(Owned):
         if self.closed:
             raise ClosedError(f"the buffer of {self.nbytes} bytes is closed")
         return self._pointer
+
+    @property
+    def native(self) -> Any:
+        """The device address as hip-python's object, which a call takes in less time than a number.
+
+        Raises
+        ------
+        ClosedError
+            The buffer was closed.
+        """
+        if self._native is None or self.closed:
+            self._native = bindings.pointer(self.pointer)
+        return self._native
 
     def clear(self, stream: Stream, start: int = 0, nbytes: int | None = None) -> None:
         """Set bytes to zero, in the stream's order: `nbytes` from `start` on, or all.
