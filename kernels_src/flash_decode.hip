@@ -32,7 +32,7 @@ __device__ inline void write(const FlashDecodeParams& p, const Place& place, Out
         const int row = place.first_row + wave_index() * WAVE_ROWS + Scores::row(r);
         const float total = row_sum(state.total[r]);
         const float inverse = total == 0.0f ? 0.0f : place.v_scale() / (total * WEIGHT_SCALE);
-        if (row >= place.rows()) continue;
+        if (row >= place.rows() || (ROW_WAVES < WAVES && wave_index() >= ROW_WAVES)) continue;
         const float log2_sum = log2_total(total, state.shift[r]);
         const i64 number = row_number(p, place, row);
         if constexpr (SPLIT) {
@@ -78,7 +78,8 @@ extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash
     if constexpr (SPLIT) range.narrow(place.split, p.splits);
     Output out;
     State state;
-    attend<(WAVES > 1)>(p, place, range, place.q, place.rows() - place.first_row, lds, out, state);
+    const int count = min(place.rows() - place.first_row, BLOCK_M);
+    attend<(WAVES > 1)>(p, place, range, place.q, count, lds, out, state);
     const FlashDecodeParams& again = read_again(p);
     write(again, place, out, state);
     if constexpr (SPLIT) merge_parts(again, place, *reinterpret_cast<int*>(lds + FLAG_AT));

@@ -99,6 +99,7 @@ def specialise(
         "VALUE_DIM": value_dim,
         "GROUP": group,
         "WAVES": tiles.waves,
+        "ROW_WAVES": tiles.row_waves or tiles.waves,
         "WAVE_ROWS": tiles.wave_rows,
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,

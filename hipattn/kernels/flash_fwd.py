@@ -65,6 +65,7 @@ def specialise(
         "HEAD_DIM": head_dim,
         "VALUE_DIM": value_dim,
         "WAVES": tiles.waves,
+        "ROW_WAVES": tiles.row_waves or tiles.waves,
         "WAVE_ROWS": tiles.wave_rows,
         "BLOCK_N": tiles.block_n,
         "MATRIX_ROWS": tiles.matrix_rows,

@@ -39,6 +39,8 @@ class Tiles:
         Rows of a matrix instruction, where the chip has several.
     key_lanes : int
         Lanes of a wave that share a row, where there are no matrix instructions.
+    row_waves : int or None
+        How many waves have rows, if not all: the others only bring keys.
     """
 
     layer: str
@@ -49,11 +51,12 @@ class Tiles:
     min_waves: int = 1
     matrix_rows: int = 16
     key_lanes: int = 8
+    row_waves: int | None = None
 
     @property
     def block_m(self) -> int:
         """Query rows of a block."""
-        return self.waves * self.wave_rows
+        return (self.row_waves or self.waves) * self.wave_rows
 
 
 @lru_cache
@@ -89,14 +92,20 @@ def choose_decode(
         block_n = 64 if largest <= (128 if arch == "gfx950" else 64) else 32
         tiles = _cdna_tiles(head_dim, value_dim, waves, 16, block_n, 16, 1 if waves < 4 else 2, overlapped=False)
     elif dtype != "float32" and arch in _RDNA3 + _RDNA4:
-        # More waves share what is on its way to local memory, where one has no registers for it.
-        if largest > 64:
-            waves = 4 if largest > 128 or arch in _RDNA3 else max(waves, 2)
-        tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16)
+        # More waves share what is on its way to local memory, where few have no registers for it.
+        row_waves = waves
+        if largest > 128:
+            waves = 16 if arch in _RDNA3 and largest > 192 else 8
+        elif largest > 64:
+            waves = 4 if arch in _RDNA3 else max(waves, 2)
+        tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16, row_waves)
+        while row_waves > 1 and tiles.lds_bytes + FLAG_BYTES > lds_limit(arch):
+            row_waves //= 2
+            tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16, row_waves)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
         tiles = _nvidia_decode(arch, head_dim, value_dim, waves, float8)
     elif dtype == "float32" or arch in _NO_MATRICES:
-        tiles = _fma(arch, head_dim, value_dim, rows)
+        tiles = _fma(arch, head_dim, value_dim, rows) or _fma(arch, head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
 
 
@@ -136,11 +145,15 @@ def _rdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
     return _rdna_tiles(arch, head_dim, value_dim, waves, block_n)
 
 
-def _rdna_tiles(arch: str, head_dim: int, value_dim: int, waves: int, block_n: int) -> Tiles:
-    held = 128 if arch in _RDNA3 else 192  # larger heads have their queries in local memory
+def _rdna_tiles(
+    arch: str, head_dim: int, value_dim: int, waves: int, block_n: int, row_waves: int | None = None
+) -> Tiles:
     k_row, v_columns = _up(head_dim, 16) + _PAD, _up(value_dim, 16)
-    lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD) + (waves * 16 * k_row if head_dim > held else 0))
-    return Tiles("mma_rdna3.h" if arch in _RDNA3 else "mma_rdna4.h", waves, 16, block_n, lds)
+    lds = 2 * (block_n * k_row + v_columns * (block_n + _PAD))
+    if head_dim > (128 if arch in _RDNA3 else 192):  # the queries are in local memory
+        lds += 2 * (row_waves or waves) * 16 * k_row
+    layer = "mma_rdna3.h" if arch in _RDNA3 else "mma_rdna4.h"
+    return Tiles(layer, waves, 16, block_n, lds, row_waves=row_waves)
 
 
 def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
@@ -166,12 +179,9 @@ def _nvidia_decode(arch: str, head_dim: int, value_dim: int, row_waves: int, flo
         if _resident(arch, two_stages) >= 2:
             return two_stages
     block_n = 64 if largest <= 128 else 32
-    choices = [
-        _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8)
-        for waves in (1, 2, 4)
-        if waves >= row_waves
-    ]
-    return max(choices, key=lambda tiles: (_resident(arch, tiles), tiles.waves))
+    choices = [_nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8) for waves in (1, 2, 4)]
+    enough = [tiles for tiles in choices if tiles.waves >= row_waves and _resident(arch, tiles)]
+    return max(enough or choices[:1], key=lambda tiles: (_resident(arch, tiles), tiles.waves))
 
 
 def _resident(arch: str, tiles: Tiles) -> int:

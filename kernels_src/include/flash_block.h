@@ -4,7 +4,7 @@
 #include "hints.h"
 #include "types.h"
 
-constexpr int BLOCK_M = WAVES * WAVE_ROWS;
+constexpr int BLOCK_M = ROW_WAVES * WAVE_ROWS;  // the other waves only bring keys
 constexpr int THREADS = WAVES * WAVE_SIZE;
 
 // What keys and values are stored as, if no header in front says otherwise (cache_e4m3.h). A layer's tiles are of

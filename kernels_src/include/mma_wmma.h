@@ -29,6 +29,7 @@ struct Queries {
     template <class Rows>
     __device__ void load(const Rows& rows, int count, bool negate, char* memory) {
         lds = reinterpret_cast<scalar*>(memory);
+        const bool idle = ROW_WAVES < WAVES && wave_index() >= ROW_WAVES;
 #pragma unroll
         for (int r = 0; r < Scores::ROWS; ++r) {
             const int row = wave_index() * WAVE_ROWS + Scores::row(r);
@@ -38,7 +39,8 @@ struct Queries {
                 const auto eight = [&](int k) {
                     Eight x = row < count ? load_eight<HEAD_DIM>(from, s * M + k) : Eight(0);
                     if (negate) x = -x;
-                    if constexpr (IN_LDS) *place(r, s, k) = x;
+                    if constexpr (IN_LDS)
+                        if (!idle) *place(r, s, k) = x;
                     return x;
                 };
                 const Fragment all = gather(eight);

@@ -48,6 +48,15 @@ def test_each_shape(stream: Stream, shape: dict[str, Any]) -> None:
     check_decode(stream, caches, num_splits=shape["num_splits"], causal=shape["causal"])
 
 
+@pytest.mark.parametrize("dims", [(320, 320), (512, 40), (512, 512)], ids=str)
+@pytest.mark.parametrize("heads", [(4, 2), (16, 2)], ids=str)
+def test_heads_above_256(stream: Stream, dims: tuple[int, int], heads: tuple[int, int]) -> None:
+    """Of 10 rows and of 40, among several waves or tiles of them."""
+    if flash_decode.supports(stream.device, np.dtype(np.float16), *dims, 5):
+        pytest.skip(f"{dims} do not fit {stream.device.arch}")
+    check_decode(stream, Caches.random((40, 23), 5, heads, dims), num_splits=2)
+
+
 LENGTHS = (70, 0, 5, 133)
 
 

@@ -23,6 +23,14 @@ def test_each_chip_has_tiles_for_heads_up_to_256(arch: str) -> None:
         assert tiles.block_m <= 64
 
 
+@pytest.mark.parametrize("arch", [*CHECKED_ARCHS, *NVIDIA_ARCHS])
+@pytest.mark.parametrize("float8", [False, True])
+def test_whether_heads_fit_does_not_depend_on_how_many_queries_there_are(arch: str, float8: bool) -> None:
+    for dtype, dim, value_dim in product(DTYPES, (40, 256, 320, 512), (24, 256, 320, 512)):
+        found = {choose_decode(arch, dtype.name, dim, value_dim, rows, float8) is None for rows in (1, 4, 17, 40, 512)}
+        assert len(found) == 1
+
+
 def test_two_stages_where_two_blocks_have_room() -> None:
     layers = {
         (arch, dim, float8): choose_decode(arch, "float16", dim, dim, 4, float8).layer  # type: ignore[union-attr]

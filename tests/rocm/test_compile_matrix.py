@@ -81,6 +81,18 @@ def test_norm_holds_the_longest_rows(arch: str) -> None:
     assert problems(arch, held) == []
 
 
+@pytest.mark.parametrize("arch", CHECKED_ARCHS)
+def test_decoding_holds_the_largest_heads(arch: str) -> None:
+    tiles = choose_decode(arch, "float16", 256, 256, 4)
+    assert tiles is not None
+    options = {"vector": 8, "split": True, "lengths": True}
+    held = [
+        flash_decode.specialise(tiles, "float16", 256, 256, 4, Features(), page_size=page_size, **options)
+        for page_size in (None, 16)
+    ]
+    assert problems(arch, held) == []
+
+
 # ---- the rest: rows at any alignment, all dtypes, options set ----
 
 dtypes = st.sampled_from(list(SCALARS))
