@@ -24,11 +24,10 @@ __all__ = ["ABI", "Library", "build", "compiler", "compiler_environment"]
 # What HIP's libraries are to their callers, and what is needed to be such a library: for all platforms.
 ABI = Path(__file__).parent / "abi"
 
-FLAGS = (
-    *("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
-    # No C++ library is linked: building ziglang's own would take most of a minute.
-    *("-nostdlib++", "-fno-exceptions", "-fno-rtti"),
-)
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti")
+# No C++ library: building ziglang's own would take most of a minute. A library's calls of its own functions stay in it,
+# though another that is loaded, ROCm's, has some of the same name.
+LINK_FLAGS = ("-shared", "-nostdlib++", "-Wl,-Bsymbolic")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def build(platform: str, libraries: Sequence[Library], inputs: Sequence[Path]) -
     """
     command = compiler()
     sonames = {library.name: _soname(platform, library.name) for library in libraries}
-    digest = hashlib.sha256(repr((command, FLAGS, sonames)).encode())
+    digest = hashlib.sha256(repr((command, FLAGS, LINK_FLAGS, sonames)).encode())
     for path in sorted(inputs):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = config.cache_dir() / "platforms" / f"{platform}-{digest.hexdigest()[:20]}"
@@ -122,12 +121,11 @@ def _compile(command: list[str], platform: str, libraries: Sequence[Library], fo
         work = Path(made, "lib")
         work.mkdir()
         objects = {source: Path(made, f"{source.stem}.o") for lib in libraries for source in lib.sources}
-        compile_flags = [flag for flag in FLAGS if flag not in ("-shared", "-nostdlib++")]
         # Older GCCs do not know the flag, and their C++ library is there.
-        link_flags = [flag for flag in FLAGS if flag != "-nostdlib++" or not config.get("HIPATTN_CXX")]
+        link_flags = [flag for flag in LINK_FLAGS if flag != "-nostdlib++" or not config.get("HIPATTN_CXX")]
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                jobs = [[*compile_flags, "-c", str(source), "-o", str(o)] for source, o in objects.items()]
+                jobs = [[*FLAGS, "-c", str(source), "-o", str(o)] for source, o in objects.items()]
                 list(pool.map(run, jobs))
             for library in libraries:
                 parts = [str(objects[source]) for source in library.sources]

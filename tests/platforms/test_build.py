@@ -95,7 +95,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(
 ) -> None:
     script = Path(os.environ["HIPATTN_CXX"])
     works = script.read_text()
-    fail = f'case "$*" in *" {fails_at} "*) echo "an error, as compilers have them" >&2; exit 3;; esac\nsleep 0.3\n'
+    fail = f'case " $* " in *" {fails_at} "*) echo "an error, as compilers have them" >&2; exit 3;; esac\nsleep 0.3\n'
     script.write_text(works.replace("sleep 0.3\n", fail))
     with pytest.raises(PlatformError, match=rf"{script} .*{fails_at}.* failed:\nan error, as compilers have them"):
         build_one(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from hipattn import ConfigError, PlatformError
 from hipattn.platforms import cpu, nvidia, select
-from hipattn.platforms.build import Library, build
+from hipattn.platforms.build import ABI, Library, build
 from hipattn.platforms.select import choose, rocm_library
 from hipattn.runtime import bindings
 
@@ -59,15 +60,22 @@ def test_auto_takes_what_has_a_device(monkeypatch: pytest.MonkeyPatch, caplog: p
 
 
 def test_the_simulator_runs_beside_a_rocm_without_a_gpu(tmp_path: Path) -> None:
-    """Which is loaded, to ask it for devices, under the name that hip-python gives the loader."""
+    """Which is loaded, to ask it for devices, by the name that hip-python gives the loader, and by others for all."""
     source = tmp_path / "rocm.cpp"
-    source.write_text('extern "C" __attribute__((visibility("default"))) int hipGetDeviceCount(int*) { return 100; }')
+    runtime = "".join(file.read_text() for file in (ABI.parent / "cpu" / "src").glob("api_*.cpp"))
+    functions = set(re.findall(r"^EXPORT hipError_t (hip\w+)", runtime, re.MULTILINE))
+    assert {"hipGetDeviceCount", "hipGetDevice", "hipModuleLaunchKernel"} <= functions
+    export = 'extern "C" __attribute__((visibility("default")))'
+    source.write_text("".join(f"{export} int {name}(...) {{ return 100; }}\n" for name in sorted(functions)))
     fake = build("fake-rocm", [Library("fake", (source,))], [source])["fake"]
     for name in ("amdhip64", "hiprtc"):
         (tmp_path / f"lib{name}.so").symlink_to(fake)
     code = """if True:
-        import numpy as np, hipattn
-        print(hipattn.attention(*np.ones((3, 1, 2, 1, 4), np.float32)).tolist())
+        import ctypes, numpy as np
+        ctypes.CDLL("libamdhip64.so", ctypes.RTLD_GLOBAL)
+        import hipattn
+        for method in ("flash", "staged"):
+            print(hipattn.attention(*np.ones((3, 1, 2, 1, 4), np.float32), method=method).tolist())
         print(hipattn.runtime.bindings.platform())
         """
     changed = {"HIPATTN_PLATFORM": "auto", "LD_LIBRARY_PATH": str(tmp_path), "HIPATTN_NVIDIA_CUDA": "/nowhere"}
@@ -75,9 +83,9 @@ def test_the_simulator_runs_beside_a_rocm_without_a_gpu(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment | changed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == str(np.ones((1, 2, 1, 4)).tolist())
-    assert "Platform(name='cpu'" in said[1]
-    assert "ROCm (libamdhip64.so) finds no AMD GPU" in said[1]
+    assert said[:2] == [str(np.ones((1, 2, 1, 4)).tolist())] * 2
+    assert "Platform(name='cpu'" in said[2]
+    assert "ROCm (libamdhip64.so) finds no AMD GPU" in said[2]
 
 
 def test_a_fingerprint_is_of_the_compiler_s_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

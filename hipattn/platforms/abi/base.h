@@ -10,6 +10,9 @@
 #include <time.h>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+// A function by the name that our other libraries call it by: one of ROCm's may be loaded that has HIP's.
+#define EXPORT_AS(name, function) \
+    extern "C" __attribute__((visibility("default"), alias(#function))) decltype(function) name
 
 template <class T>
 T* make(size_t trailing = 0) {

@@ -41,6 +41,7 @@ def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
             command = [
                 *build.compiler(),
                 *build.FLAGS,
+                *build.LINK_FLAGS,
                 *KERNEL_FLAGS,
                 f'-DARCH="{arch}"',
                 str(KERNELS),

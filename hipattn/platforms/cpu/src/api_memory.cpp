@@ -76,6 +76,7 @@ EXPORT hipError_t hipMemGetAddressRange(void** base, size_t* size, void* pointer
     *size = a.size;
     return hipSuccess;
 }
+EXPORT_AS(sim_address_range, hipMemGetAddressRange);
 
 // A device has one memory pool, which keeps nothing that is freed: there is nothing to trim, and no threshold.
 

@@ -73,6 +73,7 @@ EXPORT hipError_t hipLaunchHostFunc(Handle handle, void (*function)(void*), void
     op.data = data;
     return submit_host(stream, op);
 }
+EXPORT_AS(sim_launch_host_func, hipLaunchHostFunc);
 
 EXPORT hipError_t hipStreamAddCallback(Handle handle, void (*callback)(Handle, hipError_t, void*), void* data,
                                        unsigned flags) {
@@ -86,6 +87,7 @@ EXPORT hipError_t hipStreamAddCallback(Handle handle, void (*callback)(Handle, h
     op.always = true;
     return submit_host(stream, op);
 }
+EXPORT_AS(sim_stream_add_callback, hipStreamAddCallback);
 
 EXPORT hipError_t hipEventCreateWithFlags(Handle* out, unsigned flags) {
     ENTER_DEVICE(hipEventCreateWithFlags);

@@ -10,9 +10,9 @@
 typedef void* hipStream;
 extern "C" {
 bool sim_capture_keep(hipStream, void* data, void (*launched)(void*), void (*done)(void*), void (*release)(void*));
-hipError_t hipLaunchHostFunc(hipStream, void (*)(void*), void*);
-hipError_t hipStreamAddCallback(hipStream, void (*)(hipStream, hipError_t, void*), void*, unsigned);
-hipError_t hipMemGetAddressRange(void** base, size_t* size, void* pointer);
+hipError_t sim_launch_host_func(hipStream, void (*)(void*), void*);
+hipError_t sim_stream_add_callback(hipStream, void (*)(hipStream, hipError_t, void*), void*, unsigned);
+hipError_t sim_address_range(void** base, size_t* size, void* pointer);
 int sim_current_device();
 int sim_should_fail(const char* name);
 void sim_report_fault(hipStream, int code, const char* message);
@@ -145,7 +145,7 @@ bool inside(hipStream stream, const Product& p, const Operand& x) {
     void* base;
     size_t size;
     char text[256];
-    bool found = hipMemGetAddressRange(&base, &size, x.data) == hipSuccess;
+    bool found = sim_address_range(&base, &size, x.data) == hipSuccess;
     auto allocated = static_cast<char*>(base);
     if (found && x.data + first >= allocated && x.data + last <= allocated + size) return true;
     if (!found)
@@ -342,7 +342,7 @@ EXPORT hipblasStatus hipblasGemmStridedBatchedEx(Handle* handle, Transpose ta, T
             Product& p = *static_cast<Product*>(product);
             run(p.stream, p);
         };
-        bool captured = hipLaunchHostFunc(handle->stream, again, queued) == hipSuccess;
+        bool captured = sim_launch_host_func(handle->stream, again, queued) == hipSuccess;
         return captured ? HIPBLAS_STATUS_SUCCESS : HIPBLAS_STATUS_INTERNAL_ERROR;
     }
     enqueue(queued);
@@ -350,7 +350,7 @@ EXPORT hipblasStatus hipblasGemmStridedBatchedEx(Handle* handle, Transpose ta, T
         if (status == hipSuccess) run(stream, *static_cast<Product*>(product));
         retire(static_cast<Product*>(product));
     };
-    if (hipStreamAddCallback(handle->stream, callback, queued, 0) == hipSuccess) return HIPBLAS_STATUS_SUCCESS;
+    if (sim_stream_add_callback(handle->stream, callback, queued, 0) == hipSuccess) return HIPBLAS_STATUS_SUCCESS;
     retire(queued);
     return HIPBLAS_STATUS_INTERNAL_ERROR;
 }

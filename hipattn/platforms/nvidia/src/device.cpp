@@ -171,6 +171,7 @@ EXPORT hipError_t hipGetDevice(int* index) {
     REQUIRE(index, hipErrorInvalidValue);
     RETURN(cuCtxGetDevice(index));
 }
+EXPORT_AS(hipattn_current_device, hipGetDevice);
 
 EXPORT hipError_t hipDeviceGet(int* device, int ordinal) {
     REQUIRE(device, hipErrorInvalidValue);
@@ -255,6 +256,7 @@ EXPORT hipError_t hipDeviceComputeCapability(int* major, int* minor, int index) 
     *minor = device_attribute(index, COMPUTE_CAPABILITY_MINOR);
     return hipSuccess;
 }
+EXPORT_AS(hipattn_compute_capability, hipDeviceComputeCapability);
 
 EXPORT hipError_t hipDeviceSynchronize() {
     ENTER();

@@ -7,7 +7,7 @@
 #include "../../abi/hip_abi.h"
 #include "../../abi/hipblas_abi.h"
 
-extern "C" hipError_t hipGetDevice(int* index);
+extern "C" hipError_t hipattn_current_device(int* index);
 
 typedef struct cublasContext* Handle;
 typedef struct CUstream_st* Stream;
@@ -116,7 +116,7 @@ EXPORT hipblasStatus hipblasCreate(Handle* handle) {
     REQUIRE(handle, HIPBLAS_STATUS_HANDLE_IS_NULLPTR);
     pthread_once(&once, open_cublas);
     int device;
-    REQUIRE(found && !hipGetDevice(&device), HIPBLAS_STATUS_NOT_INITIALIZED);  // and now the thread has a device
+    REQUIRE(found && !hipattn_current_device(&device), HIPBLAS_STATUS_NOT_INITIALIZED);  // and now the thread has a device
     if (int status = cublas.cublasCreate_v2(handle)) return translate(status);
     return translate(cublas.cublasSetMathMode(*handle, DEFAULT_MATH | SUMS_IN_F32));
 }

@@ -7,8 +7,8 @@
 #include "options.h"
 
 extern "C" {
-hipError_t hipGetDevice(int* index);
-hipError_t hipDeviceComputeCapability(int* major, int* minor, int index);
+hipError_t hipattn_current_device(int* index);
+hipError_t hipattn_compute_capability(int* major, int* minor, int index);
 }
 
 typedef struct nvrtc_program* nvrtcProgram;
@@ -71,7 +71,7 @@ bool compile(Program& p, int count, const char* const* given, hiprtcResult* resu
     if (!parse_options(count, given, options, p.log)) return false;
     if (!options.arch.size) {
         int index, major, minor;
-        if (hipGetDevice(&index) || hipDeviceComputeCapability(&major, &minor, index))
+        if (hipattn_current_device(&index) || hipattn_compute_capability(&major, &minor, index))
             return p.log.add("error: no GPU to compile for, and no --offload-arch\n"), false;
         options.arch.format("sm_%d%d", major, minor);
     }
