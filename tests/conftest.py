@@ -17,6 +17,8 @@ os.environ.setdefault("HIPATTN_CPU_ARCH", "gfx942,gfx1100")  # a wave64 and a wa
 os.environ.setdefault("HIPATTN_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "hipattn"))
 
 from hipattn import Device, Stream, free_scratch
+from hipattn.attn import execute, options
+from hipattn.kernels import flash_decode, flash_fwd
 from hipattn.runtime import bindings, buffer
 
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -87,3 +89,14 @@ def fail() -> Callable[[str], AbstractContextManager[None]]:
     from hipattn.platforms.cpu import control
 
     return control.failing
+
+
+@pytest.fixture
+def _fresh_plans() -> Iterator[None]:
+    """Forget how calls of the fused kernels were planned, before a test and after it."""
+    plans = flash_fwd.prepare, execute._prepared, flash_decode._plan, options.plan, options.plan_decode
+    for plan in plans:
+        plan.cache_clear()
+    yield
+    for plan in plans:
+        plan.cache_clear()

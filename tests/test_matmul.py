@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from hipattn import ArgumentError, Device, DeviceTensor, Stream
+from hipattn import ArgumentError, ClosedError, Device, DeviceTensor, Stream
 from hipattn.matmul import matmul
 from hipattn.runtime import bindings
 from tests.helpers.gate import held
@@ -68,3 +68,12 @@ for _ in range(300):
 """
     for _ in range(3):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "out"])
+def test_closed_memory_is_refused_though_its_address_is_known(stream: Stream, name: str) -> None:
+    tensors = {each: DeviceTensor.from_numpy(np.ones((3, 3), np.float32), stream=stream) for each in ("a", "b", "out")}
+    matmul(**tensors, stream=stream)
+    tensors[name].buffer.close()
+    with pytest.raises(ClosedError, match="closed"):
+        matmul(**tensors, stream=stream)

@@ -20,6 +20,8 @@ from hipattn.tensor import FLOATS, UINT8, DeviceTensor, as_dtype, host_like, in_
 
 __all__ = ["exchanged", "planned"]
 
+_CACHES = KVCache, PagedKVCache
+
 
 def planned(
     make: Any,
@@ -136,7 +138,7 @@ def exchanged(
 
 def _borrowed(name: str, array: Any, stream: Stream | None, accepted: Collection[np.dtype[Any]]) -> Any:
     """Return what `in_place` does; its errors tell of caches, and of how e4m3 is passed."""
-    if isinstance(array, KVCache | PagedKVCache):
+    if isinstance(array, _CACHES):
         kind = type(array).__name__
         raise ArgumentError(f"{name} is a {kind}; it takes an array, and attention_decode takes a cache as its k")
     if UINT8 in accepted and "float8_e4m3" in str(getattr(array, "dtype", "")):

@@ -88,6 +88,8 @@ def on_device(
     ------
     ArgumentError
         A tensor is on another device, or `out` or an operand does not fit. Nothing was allocated.
+    ClosedError
+        A tensor's memory was freed.
     """
     device = stream.device
     q, k, v = qkv
@@ -168,8 +170,7 @@ def check_out(
             raise ArgumentError(f"out has shape {out.shape} and strides {out.strides} in bytes; its elements overlap")
         return
     check_result("out", out.dtype, out.shape, out.strides, plan.out, plan.dtype)
-    read = zip("qkv", qkv, strict=True)
-    for name, tensor in (*read, *others.items()) if others else read:
+    for name, tensor in (*zip("qkv", qkv, strict=True), *others.items()):
         if isinstance(tensor, DeviceTensor) and out.shares_memory(tensor):
             raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
 
@@ -188,7 +189,7 @@ def _launch(
     if plan.cache is None and not others:
         addresses = q.pointer | k.pointer | v.pointer | out.pointer
         prepared = _prepared(plan, stream.device, out.strides, addresses % ACCESS_BYTES, lse is not None)
-        if prepared is not None:
+        if prepared is not None:  # there is something to compute
             prepared.launch(q, k, v, out, lse, stream)
         return
     options: Any = {**plan.formula, **others}

@@ -61,7 +61,9 @@ class KVCache:
         try:
             self.dtype = as_dtype(dtype)
         except ArgumentError as error:
-            raise ArgumentError(f"{error}; a PagedKVCache holds float8_e4m3 too") from None
+            if "float8_e4m3" in str(dtype):
+                raise ArgumentError(f"{error}; a PagedKVCache holds float8_e4m3 too") from None
+            raise
         self._keys = DeviceTensor.empty((*rows, head_dim), self.dtype, stream=stream)
         try:
             self._values = DeviceTensor.empty((*rows, value_dim), self.dtype, stream=stream)

@@ -108,6 +108,7 @@ class Plan:
     scores : tuple of int
         (batch, heads_q, seq_q, seq_k).
     qkv : tuple of Facts
+        Of q, k and v as they were checked: the tensors' own unless there is a cache.
     formula : dict
         causal, scale, window and softcap; a side of the window that hides nothing is None.
     cache : Cache or None
@@ -336,10 +337,9 @@ def check_shapes(
     v: Any,
     *,
     layout: str = "bshd",
-    past: int = 0,
     names: tuple[str, str, str] = ("q", "k", "v"),
 ) -> tuple[int, int, int, int, int, int]:
-    """Check what attention takes and return (batch, heads_q, seq_q, past + seq_k, head_dim, value_dim).
+    """Check what attention takes and return (batch, heads_q, seq_q, seq_k, head_dim, value_dim).
 
     The three are `DeviceTensor` or `Facts`.
 
@@ -374,7 +374,7 @@ def check_shapes(
             f"{names[0]} has {heads_q} heads of {head_dim}, {names[1]} has {heads_kv}; the former must be a multiple "
             "of the latter, and head_dim at least 1"
         )
-    return batch, heads_q, seq_q, past + seq_k, head_dim, value_dim
+    return batch, heads_q, seq_q, seq_k, head_dim, value_dim
 
 
 @lru_cache(maxsize=4096)

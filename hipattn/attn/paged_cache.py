@@ -266,7 +266,7 @@ class PagedKVCache:
         """
         at = self._layer(layer)
         batch = self._batch(sequences)
-        packed = self._check(batch, len(sequences), k, v)
+        packed = self._check(batch, k, v)
         paged_append.launch(
             k,
             v,
@@ -327,7 +327,7 @@ class PagedKVCache:
         return self._batch(sequences).pages
 
     def close(self) -> None:
-        """Free the memory, after the work that uses it. Closing twice does nothing."""
+        """Free the memory, after the work that uses it. Closing twice does nothing; other changes raise ClosedError."""
         self._batches.clear()
         self._left.clear()
         for tensor in self._memory:
@@ -366,7 +366,7 @@ class PagedKVCache:
         while len(self._left) > _BATCHES:
             del self._left[next(iter(self._left))]
 
-    def _check(self, batch: BlockTable, sequences: int, k: DeviceTensor, v: DeviceTensor) -> bool:
+    def _check(self, batch: BlockTable, k: DeviceTensor, v: DeviceTensor) -> bool:
         """Check new keys and values, and return whether they are packed."""
         if not batch.distinct:
             raise ArgumentError("sequences are the same more than once; an append takes each once")
@@ -376,7 +376,7 @@ class PagedKVCache:
                 f"k has shape {k.shape}; the sequences were extended by {batch.added} tokens, which go packed: "
                 "[total, heads_kv, head_dim]"
             )
-        room = (sum(batch.added),) if packed else (sequences, batch.added[0])
+        room = (sum(batch.added),) if packed else (len(batch.added), batch.added[0])
         for name, tensor, size in (("k", k, self.head_dim), ("v", v, self.value_dim)):
             wanted = (*room, self.heads_kv, size)
             if instance(name, tensor, DeviceTensor).shape != wanted:

@@ -350,8 +350,12 @@ class HipAttentionKernels:
         causal = boolean("causal", causal)
         past = 0 if cache is None else instance("cache", cache, KVCache).length(layer)
         check_device(stream, q=q, k=k, v=v)
-        sizes = _sizes(layout, past, *_facts(q), *_facts(k), *_facts(v))
-        batch, heads_q, seq_q, seq_k, head_dim, value_dim = sizes
+        facts = _facts(q), _facts(k), _facts(v)
+        try:
+            sizes = _sizes(layout, *facts)
+        except TypeError:  # a layout that cannot be hashed is none that is accepted
+            sizes = _sizes.__wrapped__(layout, *facts)
+        batch, heads_q, seq_q, new, head_dim, value_dim = sizes
         if scale is None:
             scale = 1 / math.sqrt(head_dim)
         else:
@@ -376,7 +380,7 @@ class HipAttentionKernels:
                 given.pointer  # noqa: B018  raises if the buffer is closed
 
         self._score_tensors(
-            (batch, heads_q, seq_q, seq_k), q.dtype, stream
+            (batch, heads_q, seq_q, past + new), q.dtype, stream
         )  # which may fail, so before the cache grows
         if out is None:
             out = DeviceTensor.empty(wanted, q.dtype, stream=stream)
@@ -465,8 +469,9 @@ def _as(layout: str, wanted: str, tensor: DeviceTensor) -> DeviceTensor:
 
 
 @lru_cache(maxsize=4096)
-def _sizes(layout: str, past: int, *qkv: Any) -> tuple[int, int, int, int, int, int]:
-    return check_shapes(Facts(*qkv[:3]), Facts(*qkv[3:6]), Facts(*qkv[6:]), layout=layout, past=past)
+def _sizes(layout: str, *qkv: Any) -> tuple[int, int, int, int, int, int]:
+    q, k, v = (Facts(*facts) for facts in qkv)
+    return check_shapes(q, k, v, layout=layout)
 
 
 def _facts(tensor: DeviceTensor) -> tuple[Any, ...]:

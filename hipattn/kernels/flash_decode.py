@@ -259,13 +259,11 @@ def launch(
     HipError
         The launch fails.
     """
-    device = stream.device
-    if not (q.buffer.device is k.buffer.device is v.buffer.device is out.buffer.device is device):
-        check_device(stream, q=q, k=k, v=v, out=out)  # says which
+    check_device(stream, q=q, k=k, v=v, out=out)
     others = (lse, alibi_slopes, sinks, bias, mask)
     p_q, p_k, p_v, p_out = q.pointer, k.pointer, v.pointer, out.pointer
     plan = _plan(
-        device,
+        stream.device,
         (scale, causal, window, softcap),
         num_splits,
         dtype_names(others),

@@ -165,12 +165,10 @@ def launch(
     HipError
         The launch fails.
     """
-    device = stream.device
-    if not (q.buffer.device is k.buffer.device is v.buffer.device is out.buffer.device is device):
-        check_device(stream, q=q, k=k, v=v, out=out)  # says which
+    check_device(stream, q=q, k=k, v=v, out=out)
     others = (lse, alibi_slopes, sinks, bias, mask, cu_seqlens_q, cu_seqlens_k)
     prepared = prepare(
-        device,
+        stream.device,
         (scale, causal, window, softcap),
         q.dtype,
         (q.shape, k.shape, v.shape),
@@ -271,7 +269,7 @@ class Prepared:
         for tensor in (q, k, v, out):
             tensor.buffer.used_on(stream)
         if lse is not None:
-            p.lse, p.lse_batch, p.lse_head = lse.pointer, *lse.strides[-3:-1]
+            p.lse, p.lse_batch, p.lse_head = lse.pointer, *lse.strides[:2]
             lse.buffer.used_on(stream)
         return p
 

@@ -15,7 +15,7 @@ from typing import Any
 import rocm.bindings.hip
 import rocm.bindings.hipblas
 import rocm.bindings.hiprtc
-from rocm.bindings._hip_helpers import HipModuleLaunchKernel_extra as _Extra
+from rocm.bindings._hip_helpers import HipModuleLaunchKernel_extra as _Extra  # the type of `extra`
 from rocm.bindings.util import paths as _paths
 from rocm.bindings.util.types import ListOfPointer as _ListOfPointer
 from rocm.bindings.util.types import Pointer as _Pointer
@@ -50,7 +50,10 @@ NO_PARAMETERS: Any = _ListOfPointer.fromObj(None)
 
 
 def launch_extra(block: Any) -> Any:
-    """Return the ``extra`` array of ``hipModuleLaunchKernel``, which it keeps alive, as hip-python's own object."""
+    """Return the ``extra`` array of ``hipModuleLaunchKernel``, which it keeps alive, as hip-python's own object.
+
+    What the array points to it does not keep.
+    """
     return _Extra.fromObj(block)
 
 

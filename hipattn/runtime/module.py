@@ -13,7 +13,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
-__all__ = ["Arguments", "Kernel", "LaunchConfig", "Module", "Template"]
+__all__ = ["Arguments", "Extra", "Kernel", "LaunchConfig", "Module", "Template"]
 
 Dim3 = tuple[int, int, int]
 

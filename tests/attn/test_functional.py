@@ -187,6 +187,8 @@ def test_a_cache_or_another_object_is_no_array(stream: Stream) -> None:
             hipattn.attention(q, cache, cache)
         with pytest.raises(ArgumentError, match="v is a KVCache"):
             hipattn.attention_varlen(q[0], k[0], cache, [0, 1], [0, 1])
+    with pytest.raises(ArgumentError, match="k is float8_e4m3fn; accepted: float32"):  # which is for decoding alone
+        hipattn.attention(q, k.astype(ml_dtypes.float8_e4m3fn), v)
     with pytest.raises(ArgumentError, match=r"k is \w*Path; it takes an array of numbers"):
         hipattn.attention(q, Path(), v)
 

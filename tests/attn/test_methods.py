@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 import hipattn
-from hipattn import ArgumentError, CompileError, DeviceTensor, HipError, MaskMod, ScoreMod, Stream
+from hipattn import ArgumentError, ClosedError, CompileError, Device, DeviceTensor, HipError, MaskMod, ScoreMod, Stream
 from hipattn.attn import options as planning
 from hipattn.attn import reference
 from hipattn.attn.functional import fallback
-from hipattn.kernels import flash_fwd
-from hipattn.runtime import bindings
+from hipattn.compiler import loader
+from hipattn.compiler.specialise import Specialisation
+from hipattn.kernels import flash_decode, flash_fwd
+from hipattn.runtime import Kernel, bindings
 from hipattn.runtime.buffer import live
 from tests.helpers.features import FEATURES, Sizes, of_reference
 from tests.helpers.flash import skip_unless_served
@@ -239,17 +241,73 @@ def test_a_closed_tensor_is_refused_before_anything_is_allocated(stream: Stream,
     assert live() == before
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "with others"])
 @pytest.mark.parametrize("name", ["q", "k", "v", "out", "bias", "alibi_slopes"])
-def test_a_tensor_of_another_device_is_refused(name: str) -> None:
+def test_a_tensor_of_another_device_is_refused(name: str, plain: bool) -> None:
     if hipattn.Device.count() < 2:
         pytest.skip("needs two devices")
     arrays = dict(zip("qkv", qkv(dtype=np.float16), strict=True))
-    arrays |= {"out": arrays["q"], "bias": np.zeros((33, 33), np.float32), "alibi_slopes": np.zeros(4, np.float32)}
+    arrays["out"] = arrays["q"]
+    if not plain:
+        arrays |= {"bias": np.zeros((33, 33), np.float32), "alibi_slopes": np.zeros(4, np.float32)}
+    elif name not in arrays:
+        return
     with Stream(hipattn.Device(0)) as here, Stream(hipattn.Device(1)) as there:
         tensors = {n: upload(there if n == name else here, x)[0] for n, x in arrays.items()}
         with bindings.record() as calls, pytest.raises(ArgumentError, match=f"{name} is on device 1; the stream is"):
             hipattn.attention(**tensors, stream=here)
         assert not [call for call, _ in calls if "Malloc" in call or "Launch" in call]
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "out"])
+def test_a_closed_tensor_is_refused(stream: Stream, name: str) -> None:
+    arrays = dict(zip(("q", "k", "v", "out"), (*qkv(dtype=np.float16), qkv()[0].astype(np.float16)), strict=True))
+    tensors = {each: upload(stream, array)[0] for each, array in arrays.items()}
+    tensors[name].buffer.close()
+    with bindings.record() as calls, pytest.raises(ClosedError, match=f"{name} is closed"):
+        hipattn.attention(**tensors, stream=stream)
+    assert not [call for call, _ in calls if "Malloc" in call or "Launch" in call]
+
+
+def test_out_has_neighbours_in_its_last_dimension(stream: Stream, tensors: list[DeviceTensor]) -> None:
+    batch, seq_q, heads, _ = tensors[0].shape
+    out = upload(stream, np.zeros((batch, seq_q, heads, 2 * tensors[2].shape[3]), np.float16))[0][..., ::2]
+    with pytest.raises(ArgumentError, match=r"out has strides .*; its last dimension must be contiguous"):
+        hipattn.attention(*tensors, out=out, stream=stream)
+
+
+@pytest.mark.usefixtures("_fresh_plans")
+@pytest.mark.parametrize("unaligned", ["q", "k", "v", "out"])
+def test_vectors_are_as_wide_as_the_least_aligned_address(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, unaligned: str
+) -> None:
+    skip_unless_served(stream, np.float16, 64)
+    widths = []
+
+    def load(specialisation: Specialisation, device: Device) -> Kernel:
+        widths.append(specialisation.constants["VECTOR"])
+        return loader.load(specialisation, device)
+
+    monkeypatch.setattr(flash_fwd, "load", load)
+    arrays = qkv(1, 9, 9, 2, 2, 64, dtype=np.float16, seed=7)
+    tensors = dict(zip(("q", "k", "v", "out"), upload(stream, *arrays, arrays[0]), strict=True))
+    for name in ("", unaligned):
+        if name:  # a row later, and an element
+            room = upload(stream, np.zeros((1, 10, 2, 64), np.float16))[0]
+            moved = DeviceTensor(room.buffer, (1, 9, 2, 64), np.float16, offset=1)
+            moved.copy_from(tensors[name].numpy(), stream=stream)
+            tensors[name] = moved
+        out = hipattn.attention(**tensors, stream=stream).numpy()
+        assert_close(out, reference.attention(*arrays), atol=attention_bound(*arrays))
+    assert widths == [8, 1]
+
+
+def test_the_kernels_take_tensors(stream: Stream, tensors: list[DeviceTensor]) -> None:
+    q, k, v = tensors
+    with pytest.raises(ArgumentError, match="k is ndarray; it takes a DeviceTensor"):
+        flash_fwd.launch(q, k.numpy(), v, q, scale=1.0, stream=stream)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="v is ndarray; it takes a DeviceTensor"):
+        flash_decode.launch(q, k, v.numpy(), q, scale=1.0, workspace=flash_decode.Workspace(), stream=stream)  # type: ignore[arg-type]
 
 
 def test_windows_that_hide_nothing_need_no_kernel_of_their_own(stream: Stream, tensors: list[DeviceTensor]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hipattn import ArgumentError, Device, DeviceTensor, HipAttentionKernels, HipError, Stream
+from hipattn import ArgumentError, Device, DeviceTensor, HipAttentionKernels, HipError, KVCache, Stream
 from hipattn.attn import reference
 from hipattn.runtime import bindings
 from hipattn.runtime.buffer import live
@@ -145,14 +145,50 @@ def test_host_arrays_are_refused_by_the_pipeline(stream: Stream) -> None:
         HipAttentionKernels(stream.device).compute_attention(*qkv(), stream=stream)  # type: ignore[arg-type]
 
 
-def test_tensors_of_another_device_are_refused() -> None:
+@pytest.mark.parametrize("name", ["q", "k", "v", "out", "lse"])
+def test_tensors_of_another_device_are_refused(name: str) -> None:
     if Device.count() < 2:
         pytest.skip("needs two devices")
+    q, k, v = qkv()
+    arrays = {"q": q, "k": k, "v": v, "out": q, "lse": np.zeros((q.shape[0], q.shape[2], q.shape[1]), np.float32)}
     with Stream(Device(0)) as first, Stream(Device(1)) as second:
-        q, _, v = upload(first, *qkv())
-        (other,) = upload(second, qkv()[1])
-        with pytest.raises(ArgumentError, match="k is on device 1"):
-            HipAttentionKernels(Device(0)).compute_attention(q, other, v, stream=first)
+        tensors = {each: upload(second if each == name else first, array)[0] for each, array in arrays.items()}
+        with bindings.record() as calls, pytest.raises(ArgumentError, match=f"{name} is on device 1"):
+            HipAttentionKernels(Device(0)).compute_attention(**tensors, stream=first)
+        assert not [call for call, _ in calls if "Malloc" in call or "Launch" in call or "Gemm" in call]
+
+
+def test_results_have_neighbours_in_their_last_dimension(stream: Stream) -> None:
+    q, k, v = upload(stream, *qkv())
+    batch, seq_q, heads, dim = q.shape
+    with HipAttentionKernels(stream.device) as kernels:
+        out = poisoned(stream, (batch, seq_q, heads, 2 * dim), np.float32)[..., ::2]
+        with pytest.raises(ArgumentError, match=r"out has strides .*; its last dimension must be contiguous"):
+            kernels.compute_attention(q, k, v, out=out, stream=stream)
+        lse = poisoned(stream, (batch, heads, 2 * seq_q), np.float32)[..., ::2]
+        with pytest.raises(ArgumentError, match=r"lse has strides .*; its last dimension must be contiguous"):
+            kernels.compute_attention(q, k, v, lse=lse, stream=stream)
+
+
+@pytest.mark.parametrize("layout", ["sbhd", ["bshd"]], ids=str)
+def test_another_layout_is_refused(stream: Stream, layout: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"layout is .*; accepted: 'bshd', 'bhsd'"):
+        HipAttentionKernels(stream.device).compute_attention(*upload(stream, *qkv()), layout=layout, stream=stream)
+
+
+def test_memory_for_all_keys_is_there_before_the_cache_grows(stream: Stream, fail: Any) -> None:
+    q, k, v = upload(stream, *qkv(1, 8, 8, 2, 2, 16))
+    sizes = {"dtype": np.float32, "stream": stream}
+    with HipAttentionKernels(stream.device) as kernels, KVCache(1, 1, 600, 2, 16, **sizes) as cache:
+        out = kernels.compute_attention(q, k, v, stream=stream)  # memory for the 8 new ones is there
+        old = upload(stream, np.zeros((1, 500, 2, 16), np.float32))[0]
+        cache.append(0, old, old, stream=stream)
+        call = "hipMallocAsync" if stream.device.memory_pools else "hipMalloc"
+        failures = fail(f"{call}:1,{call}:2")  # twice the memory is asked for first
+        with failures, bindings.record() as calls, pytest.raises(HipError, match=call):
+            kernels.compute_attention(q, k, v, cache=cache, out=out, stream=stream)
+        assert not [name for name, _ in calls if "Launch" in name]
+        assert cache.length() == 500
 
 
 def test_scratch_memory_is_kept_for_four_streams_at_most(device: Device) -> None:

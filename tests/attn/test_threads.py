@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import hipattn
 from hipattn import Device, Stream
 from hipattn.attn import reference
+from hipattn.runtime import bindings
 from tests.helpers.inputs import qkv, upload
 from tests.helpers.mismatch import assert_close
 from tests.helpers.tolerance import DTYPES, attention_bound
@@ -56,3 +58,28 @@ def test_a_thread_s_error_is_its_own(device: Device) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(work, range(4 * THREADS)))
+
+
+def test_a_launch_within_a_launch(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal handler makes one, or a thread: each has its own arguments."""
+    arrays = [qkv(seed=seed) for seed in (0, 1)]
+    tensors = [upload(stream, *each) for each in arrays]
+    results = [hipattn.attention(*tensors[1], stream=stream)]  # which loads the kernel
+    launch = bindings.hip.hipModuleLaunchKernel
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(hip, name)
+
+        @staticmethod
+        def hipModuleLaunchKernel(*arguments: Any) -> Any:  # noqa: N802
+            monkeypatch.undo()
+            results.append(hipattn.attention(*tensors[1], stream=stream))
+            return launch(*arguments)
+
+    hip = bindings.hip
+    monkeypatch.setattr(bindings, "hip", Interrupted())
+    results.append(hipattn.attention(*tensors[0], stream=stream))
+    for result, number in zip(results, (1, 1, 0), strict=True):
+        expected = reference.attention(*arrays[number])
+        assert_close(result.numpy(), expected, atol=attention_bound(*arrays[number]), name=f"arguments {number}")

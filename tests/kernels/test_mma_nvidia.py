@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from hipattn import Device, Stream
-from hipattn.attn import execute, options
 from hipattn.compiler import specialise
 from hipattn.kernels import flash_decode, flash_fwd, float8
 from hipattn.kernels.flash_tiles import Tiles, _nvidia_tiles
@@ -34,7 +33,7 @@ def stages(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
+def stream(stages: int, monkeypatch: pytest.MonkeyPatch, _fresh_plans: None) -> Iterator[Stream]:
     """Return a stream on which the fused kernels are those of NVIDIA's chips, with tiles small enough for the chip."""
     devices = [device for device in map(Device, range(Device.count())) if device.wave_size == 32]
     if not bindings.platform().simulated or not devices:
@@ -60,13 +59,8 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     monkeypatch.setattr(specialise, "headers", lambda: texts)
     monkeypatch.setattr(flash_fwd, "choose", choose)
     monkeypatch.setattr(flash_decode, "choose_decode", choose_decode)
-    plans = flash_fwd.prepare, execute._prepared, flash_decode._plan, options.plan, options.plan_decode
-    for plan in plans:
-        plan.cache_clear()
     with Stream(devices[0]) as stream:
         yield stream
-    for plan in plans:
-        plan.cache_clear()
 
 
 SHAPES = pairwise(

@@ -18,6 +18,7 @@ from hipattn import (
     Graph,
     HipError,
     Stream,
+    attention,
     attention_decode,
     free_scratch,
 )
@@ -216,3 +217,11 @@ def test_sync_each(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
             assert stream.sync_each
             graph.launch()
             assert stream.done
+
+
+def test_a_graph_knows_all_memory_that_attention_uses(stream: Stream) -> None:
+    arrays = np.random.default_rng(0).standard_normal((4, 1, 5, 2, 16)).astype(np.float32)
+    q, k, v, out = (DeviceTensor.from_numpy(array, stream=stream) for array in arrays)
+    attention(q, k, v, out=out, stream=stream)
+    with Graph(stream, lambda: attention(q, k, v, out=out, stream=stream)) as graph:
+        assert graph._buffers == {tensor.buffer for tensor in (q, k, v, out)}
