@@ -190,7 +190,7 @@ def _launch(
         addresses = q.pointer | k.pointer | v.pointer | out.pointer
         prepared = _prepared(plan, stream.device, out.strides, addresses % ACCESS_BYTES, lse is not None)
         if prepared is not None:  # there is something to compute
-            prepared.launch(q, k, v, out, lse, stream)
+            prepared.run(prepared.addressed(q, k, v, out, lse, stream), stream)
         return
     options: Any = {**plan.formula, **others}
     if plan.cache is not None:

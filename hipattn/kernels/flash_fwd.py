@@ -242,18 +242,6 @@ class Prepared:
     options: bool
     block_mask: tuple[int, ...] | None
 
-    def launch(
-        self,
-        q: DeviceTensor,
-        k: DeviceTensor,
-        v: DeviceTensor,
-        out: DeviceTensor,
-        lse: DeviceTensor | None,
-        stream: Stream,
-    ) -> None:
-        """Launch over tensors that it was prepared for, without options that are tensors."""
-        self.run(self.addressed(q, k, v, out, lse, stream), stream)
-
     def addressed(
         self,
         q: DeviceTensor,
@@ -263,7 +251,7 @@ class Prepared:
         lse: DeviceTensor | None,
         stream: Stream,
     ) -> FlashFwdParams:
-        """Return arguments with the addresses of tensors, and note that `stream` uses them."""
+        """Return arguments with the addresses of tensors that it was prepared for, and note that `stream` uses them."""
         p = self.arguments.take()
         p.q, p.k, p.v, p.out = q.pointer, k.pointer, v.pointer, out.pointer
         for tensor in (q, k, v, out):
