@@ -7,6 +7,7 @@ from functools import lru_cache
 __all__ = ["broadcast", "is_row_major", "overlaps", "permuted", "row_major", "span"]
 
 
+@lru_cache(maxsize=4096)
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a contiguous array of this shape."""
     strides, step = [], 1

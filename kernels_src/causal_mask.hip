@@ -4,9 +4,9 @@
 // The last query stands at the last key, so that the queries of a step see all that a KV cache holds.
 //
 // Bound by memory: writes each hidden element once. Memory with ECC reads a sector of which only a part is written,
-// and a read amid the writes turns the bus around. So the kernel goes over the rows twice: first over the sectors that
-// rows hide in part, whose reads so come together, and then over those hidden whole. Both go on at once, without a
-// barrier: no two threads write the same element.
+// and a read amid the writes turns the bus around. So the first blocks go over the sectors that rows hide in part, whose
+// reads so come together, and the others over those hidden whole. They need no order: no two threads write the same
+// element. Each writes little, and there are many, begun in the order of memory.
 //
 // Touches no element outside of the rows. Within a row it may read the seen elements that share a sector with the
 // first hidden one, fewer than PIECE, and write them back bit for bit; nothing else may write them meanwhile.
@@ -48,44 +48,50 @@ struct Hidden {
     }
 };
 
+// Most numbers of rows are small, and a remainder of 64 bits takes longer than writing a row.
+__device__ inline i64 query_of(const CausalMaskParams& p, i64 row) {
+    if (p.rows >> 32) return row % p.seq_q;
+    return static_cast<unsigned>(row) % static_cast<unsigned>(p.seq_q);
+}
+
+// The sector in which the row's first hidden element is, and elements behind the last whole sector.
+__device__ inline void hide_ends(const CausalMaskParams& p, const Hidden& hidden, Bits hide) {
+    using Access = Vec<Bits, VECTOR>;
+    if (hidden.head > 0 && hidden.before + hidden.head == PIECE && hidden.before <= p.seq_k - hidden.count) {
+        Access* sector = reinterpret_cast<Access*>(hidden.first - hidden.before);  // all of it in the row
+        Access x[PIECE / VECTOR];
+        // Known to be above 0, the compiler would not write the first element, which does not change.
+        const int before = own_value(hidden.before);
+#pragma unroll
+        for (int v = 0; v < PIECE / VECTOR; ++v) x[v] = sector[v];
+#pragma unroll
+        for (int v = 0; v < PIECE / VECTOR; ++v) {
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e)
+                if (v * VECTOR + e >= before) x[v].at[e] = hide;
+            store_whole(x[v], sector[v].at);
+        }
+    } else {
+        for (int e = 0; e < hidden.head; ++e) hidden.first[e] = hide;
+    }
+    for (int e = hidden.head + hidden.whole; e < hidden.count; ++e) hidden.first[e] = hide;
+}
+
 extern "C" __global__ __launch_bounds__(BLOCK) void causal_mask_kernel(const CausalMaskParams p) {
     const Bits hide = __builtin_bit_cast(Bits, static_cast<scalar>(-INF));
-    using Access = Vec<Bits, VECTOR>;
-
-    // A thread takes a row; neighbours in a block are far apart, so that all blocks begin with some.
-    const i64 threads = static_cast<i64>(gridDim.x) * BLOCK;
-    for (i64 row = static_cast<i64>(threadIdx.x) * gridDim.x + blockIdx.x; row < p.rows; row += threads) {
-        const Hidden hidden(p, row, row % p.seq_q);
-        if (hidden.head > 0 && hidden.before + hidden.head == PIECE && hidden.before <= p.seq_k - hidden.count) {
-            Access* sector = reinterpret_cast<Access*>(hidden.first - hidden.before);  // all of it in the row
-            Access x[PIECE / VECTOR];
-            // Known to be above 0, the compiler would not write the first element, which does not change.
-            const int before = own_value(hidden.before);
-#pragma unroll
-            for (int v = 0; v < PIECE / VECTOR; ++v) x[v] = sector[v];
-#pragma unroll
-            for (int v = 0; v < PIECE / VECTOR; ++v) {
-#pragma unroll
-                for (int e = 0; e < VECTOR; ++e)
-                    if (v * VECTOR + e >= before) x[v].at[e] = hide;
-                store_whole(x[v], sector[v].at);
-            }
-        } else {
-            for (int e = 0; e < hidden.head; ++e) hidden.first[e] = hide;
-        }
-        for (int e = hidden.head + hidden.whole; e < hidden.count; ++e) hidden.first[e] = hide;
+    if (blockIdx.x < p.end_blocks) {
+        const i64 threads = static_cast<i64>(p.end_blocks) * BLOCK;
+        for (i64 row = static_cast<i64>(blockIdx.x) * BLOCK + threadIdx.x; row < p.rows; row += threads)
+            hide_ends(p, Hidden(p, row, query_of(p, row)), hide);
+        return;
     }
-
-    Access all;
+    Vec<Bits, VECTOR> all;
 #pragma unroll
     for (int e = 0; e < VECTOR; ++e) all.at[e] = hide;
-    const Share share = share_rows(p.row_shift, 1);
+    const Share share = share_rows(p.row_shift, 1, blockIdx.x - p.end_blocks, gridDim.x - p.end_blocks);
     const int column = static_cast<int>(share.column), column_step = static_cast<int>(share.column_step);
-    const i64 query_step = share.row_step % p.seq_q;  // once: a remainder takes longer than writing a row
-    i64 query = share.row % p.seq_q;
-    for (i64 row = share.row; row < p.rows; row += share.row_step, query += query_step) {
-        if (query >= p.seq_q) query -= p.seq_q;
-        const Hidden hidden(p, row, query);
+    for (i64 row = share.row; row < p.rows; row += share.row_step) {
+        const Hidden hidden(p, row, query_of(p, row));
         Bits* sectors = hidden.first + hidden.head;
 #pragma unroll 4
         for (int e = column; e < hidden.whole; e += column_step) store_streamed(all, sectors + e);

@@ -8,18 +8,19 @@
 // With CAUSAL rows are [matrices, seq_q], and query i sees the keys up to i + columns - seq_q: as if -inf stood behind
 // them, which is not read.
 //
-// GROUP threads take a row: part of a wave, a wave, or the block, whose waves meet in LDS. A row of at most
-// GROUP * HELD elements is read once and stays in registers. A longer one (HELD = 0) is read twice: first for
-// its maximum and sum together, the sum rescaled as the maximum grows; then, backwards, to be written. No row has to
-// fit in LDS, but few enough are begun for the second reading to find much of them in the chip's cache.
+// GROUP threads take a row: part of a wave, a wave, or the block, whose waves meet in LDS. Its first GROUP * HELD
+// elements are read once and stay in registers. What a LONG row has behind them is read twice: first for its maximum
+// and sum together, the sum rescaled as the maximum grows; then, backwards, to be written. No row has to fit in LDS,
+// but few enough are begun for the second reading to find much of them in the chip's cache.
 //
-// Bound by memory: one read (or two) and one write, VECTOR elements an access.
+// Bound by memory: one read (of some, two) and one write, VECTOR elements an access.
 #include "types.h"
 #include "reduce.h"
 
 static_assert(GROUP <= WAVE_SIZE || GROUP == BLOCK, "a row is taken by part of a wave, a wave, or the block");
 static_assert(GROUP >= VECTOR, "each thread takes at most one element of the tail");
 static_assert(HELD % VECTOR == 0, "a thread holds whole vectors");
+static_assert(!LONG || GROUP == BLOCK, "a block has only rows that exist, and so as long as all others");
 
 constexpr float LOG2_E = 1.44269504088896340736f;
 
@@ -54,59 +55,6 @@ struct Sum {
     __device__ float lse() const { return logf(total) + shift; }
 };
 
-// Whole vectors, then a tail of fewer than VECTOR elements, one to a thread: a condition a vector, where a test of
-// each element would need more registers for masks than there are.
-__device__ inline Sum softmax_held(const Row& row, float* scratch) {
-    constexpr int VECTORS = HELD > 0 ? HELD / VECTOR : 1;  // compiled, though not called, for HELD = 0 too
-    const int whole = static_cast<int>(row.columns) & -VECTOR;
-    const int tail = whole + row.thread;
-    const bool has_tail = tail < row.columns;
-    const int seen = static_cast<int>(row.seen);
-
-    float x[VECTORS][VECTOR];
-    float last = tail < (CAUSAL ? seen : row.columns) ? static_cast<float>(row.in[tail]) : -INF;
-    float highest = last;
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-        const int column = (v * GROUP + row.thread) * VECTOR;
-        if (column < whole && (!CAUSAL || column < seen)) {
-            load_vector(x[v], row.in + column);
-            if constexpr (CAUSAL)
-#pragma unroll
-                for (int e = 1; e < VECTOR; ++e) x[v][e] = column + e < seen ? x[v][e] : -INF;
-        } else {
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) x[v][e] = -INF;
-        }
-#pragma unroll
-        for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[v][e]);
-    }
-
-    Sum sum;
-    sum.shift = shift_of(group_max(highest, scratch));
-    last = exp_above(last, sum.shift);
-    sum.total = last;
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v)
-#pragma unroll
-        for (int e = 0; e < VECTOR; ++e) {
-            x[v][e] = exp_above(x[v][e], sum.shift);
-            sum.total += x[v][e];
-        }
-    sum.total = group_sum(sum.total, scratch);
-
-    const float inverse = sum.inverse();
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-        const int column = (v * GROUP + row.thread) * VECTOR;
-#pragma unroll
-        for (int e = 0; e < VECTOR; ++e) x[v][e] *= inverse;
-        if (column < whole) store_vector(x[v], row.out + column);
-    }
-    if (has_tail) row.out[tail] = static_cast<out_scalar>(last * inverse);
-    return sum;
-}
-
 constexpr int STEP = GROUP * VECTOR;
 
 // Gives each of the thread's vectors of what is seen of a row to `take`, with its column. AT_ONCE of them come from
@@ -136,36 +84,95 @@ __device__ inline void stream(const Row& row, Take take) {
     }
 }
 
-__device__ inline Sum softmax_streamed(const Row& row, float* scratch) {
-    float highest = -INF, total = 0.0f;
-    stream<false>(row, [&](const float(&x)[VECTOR], i64) {
-        const float before = highest;
+// Writes what is not seen of a row: 0, or NaN where the row has one.
+__device__ inline void hide(const Row& row, float value) {
+    float hidden[VECTOR];
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[e]);
-        const float shift = shift_of(highest);
-        total *= exp_above(before, shift);
+    for (int e = 0; e < VECTOR; ++e) hidden[e] = value;
+    i64 column = row.seen / STEP * STEP + row.thread * VECTOR;
+    if (column < row.seen) column += STEP;  // written with what is seen
+    for (; column < row.columns; column += STEP) store_row(hidden, row.out, column, row.columns);
+}
+
+// What a row has from its element `begin` on.
+__device__ inline Row after(const Row& row, i64 begin) {
+    const i64 seen = row.seen > begin ? row.seen - begin : 0;
+    return {row.in + begin, row.out + begin, row.columns - begin, seen, row.thread};
+}
+
+// What is held is whole vectors, then a tail of fewer than VECTOR elements, one to a thread: a condition a vector,
+// where a test of each element would need more registers for masks than there are.
+__device__ inline Sum softmax(const Row& row, float* scratch) {
+    constexpr int VECTORS = HELD / VECTOR, MOST = GROUP * HELD;
+    const int columns = LONG ? MOST : static_cast<int>(row.columns);
+    const int seen = LONG && row.seen > MOST ? MOST : static_cast<int>(row.seen);
+    const int whole = columns & -VECTOR;
+    const int tail = whole + row.thread;
+    const Row rest = after(row, columns);
+
+    float x[VECTORS][VECTOR];
+    float last = tail < (CAUSAL ? seen : columns) ? static_cast<float>(row.in[tail]) : -INF;
+    float highest = last;
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) total += exp_above(x[e], shift);
-    });
-    Sum sum;
-    sum.shift = shift_of(group_max(highest, scratch));
-    sum.total = group_sum(total * exp_above(highest, sum.shift), scratch);
-    const float inverse = sum.inverse();
-    stream<true>(row, [&](const float(&x)[VECTOR], i64 column) {
-        float y[VECTOR];
+    for (int v = 0; v < VECTORS; ++v) {
+        const int column = (v * GROUP + row.thread) * VECTOR;
+        if (column < whole && (!CAUSAL || column < seen)) {
+            load_vector(x[v], row.in + column);
+            if constexpr (CAUSAL)
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) y[e] = exp_above(x[e], sum.shift) * inverse;
-        store_row(y, row.out, column, row.columns);
-    });
-    if constexpr (CAUSAL) {
-        // NaN where the row has one, as in the other form.
-        float hidden[VECTOR];
+                for (int e = 1; e < VECTOR; ++e) x[v][e] = column + e < seen ? x[v][e] : -INF;
+        } else {
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) hidden[e] = exp_above(-INF, sum.shift) * inverse;
-        i64 column = row.seen / STEP * STEP + row.thread * VECTOR;
-        if (column < row.seen) column += STEP;  // written with what is seen
-        for (; column < row.columns; column += STEP) store_row(hidden, row.out, column, row.columns);
+            for (int e = 0; e < VECTOR; ++e) x[v][e] = -INF;
+        }
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) highest = fmaxf(highest, x[v][e]);
     }
+
+    float total = 0.0f, rest_highest = -INF;
+    if constexpr (LONG)
+        stream<false>(rest, [&](const float(&x)[VECTOR], i64) {
+            const float before = rest_highest;
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) rest_highest = fmaxf(rest_highest, x[e]);
+            const float shift = shift_of(rest_highest);
+            total *= exp_above(before, shift);
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) total += exp_above(x[e], shift);
+        });
+
+    Sum sum;
+    sum.shift = shift_of(group_max(fmaxf(highest, rest_highest), scratch));
+    if constexpr (LONG) total *= exp_above(rest_highest, sum.shift);
+    last = exp_above(last, sum.shift);
+    total += last;
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v)
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) {
+            x[v][e] = exp_above(x[v][e], sum.shift);
+            total += x[v][e];
+        }
+    sum.total = group_sum(total, scratch);
+
+    const float inverse = sum.inverse();
+    if constexpr (LONG) {  // first, while it is in the cache
+        stream<true>(rest, [&](const float(&x)[VECTOR], i64 column) {
+            float y[VECTOR];
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) y[e] = exp_above(x[e], sum.shift) * inverse;
+            store_row(y, rest.out, column, rest.columns);
+        });
+        if constexpr (CAUSAL) hide(rest, exp_above(-INF, sum.shift) * inverse);
+    }
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v) {
+        const int column = (v * GROUP + row.thread) * VECTOR;
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) x[v][e] *= inverse;
+        if (column < whole) store_vector(x[v], row.out + column);
+    }
+    if (tail < columns) row.out[tail] = static_cast<out_scalar>(last * inverse);
     return sum;
 }
 
@@ -187,9 +194,7 @@ extern "C" __global__ __launch_bounds__(BLOCK) void attention_softmax(const Soft
             exists ? seen : 0,
             static_cast<int>(threadIdx.x % GROUP),
         };
-        Sum sum;
-        if constexpr (HELD > 0) sum = softmax_held(row, scratch);
-        else sum = softmax_streamed(row, scratch);
+        const Sum sum = softmax(row, scratch);
         if constexpr (LSE)
             if (exists && row.thread == 0) static_cast<float*>(p.lse)[index] = sum.lse();
     }

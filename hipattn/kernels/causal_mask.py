@@ -21,8 +21,8 @@ from hipattn.tensor import DeviceTensor, as_dtype
 
 __all__ = ["CausalMaskParams", "defaults", "launch", "specialise"]
 
-
-_BLOCKS = 8  # of a compute unit
+_WRITES = 4  # vectors that a thread writes at most, if blocks are large enough
+_LINE_THREADS = 8  # that take a row at least: they write a cache line at a time
 
 
 class CausalMaskParams(Arguments):
@@ -35,6 +35,7 @@ class CausalMaskParams(Arguments):
         ("seq_k", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("row_shift", ctypes.c_uint32),
+        ("end_blocks", ctypes.c_uint32),
     )
 
 
@@ -95,11 +96,10 @@ def _plan(
     # A single query is the last one: it sees every key.
     if not rows * seq_k or seq_q == 1:
         return None
-    # A wave takes a row, or several that are short. One that hides much has at least as many rows beside it: blocks
-    # need not share it.
     vector = widest(dtype.name)
     hidden = min(seq_k, seq_q - 1)  # at most, of a row
-    row_shift, _, config = share(rows, min(hidden, device.wave_size * vector), vector)
-    # Each block takes several rows: to start one for each takes longer than to write it.
-    config = LaunchConfig(min(config.grid[0], _BLOCKS * device.compute_units), config.block)
-    return load(specialise(dtype.name), device), config, (rows, seq_q, seq_k, stride, row_shift)
+    columns = min(BLOCK * vector, max(_LINE_THREADS * vector, hidden // _WRITES))  # that are written at a time
+    row_shift, _, config = share(rows, columns, vector)
+    end_blocks = min(config.grid[0], -(-rows // BLOCK))
+    config = LaunchConfig(end_blocks + config.grid[0], config.block)
+    return load(specialise(dtype.name), device), config, (rows, seq_q, seq_k, stride, row_shift, end_blocks)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from hipattn.compiler.loader import load
 from hipattn.compiler.specialise import Specialisation
-from hipattn.compiler.target import wave_size
+from hipattn.compiler.target import NVIDIA_ARCHS, wave_size
 from hipattn.errors import ArgumentError
 from hipattn.kernels.operands import Operand, addresses, operand
 from hipattn.kernels.rows import BLOCK, MAX_BLOCKS, as_rows, power_of_two, vector_width, widest
@@ -18,12 +18,15 @@ from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
 
-__all__ = ["SoftmaxParams", "choose", "defaults", "launch", "specialise"]
+__all__ = ["SoftmaxParams", "choose", "choose_long", "defaults", "launch", "specialise"]
 
-MAX_HELD = 32  # elements of a row that a thread keeps in registers
+MAX_HELD = 32  # elements of a row that a thread keeps in registers, beside those of other blocks
 MAX_BLOCK = 512  # with 1024 threads, older chips have 64 registers a thread: too few to hold 32 elements
-CACHED_BYTES = 32 << 20  # of rows that are read twice, at a time: large chips keep that much
+CACHED_BYTES = 32 << 20  # of what is read twice, at a time: large chips keep that much
 MIN_GROUP = 8  # threads that take a row; fewer would not fill a memory transaction
+
+_FEW_REGISTERS = ("gfx900", "gfx906", "gfx908", "gfx90c")  # 128 for a thread of MAX_BLOCK; AMD's others have 256
+_WIDE = 4  # elements of an access
 
 
 class SoftmaxParams(Arguments):
@@ -47,8 +50,7 @@ def choose(columns: int, vector: int, wave: int) -> Mapping[str, int]:
     Returns
     -------
     constants : mapping
-        BLOCK, GROUP (threads of a row: part of a wave, a wave, or the block), HELD (0: the row is read twice)
-        and VECTOR.
+        BLOCK, GROUP (threads of a row: part of a wave, a wave, or the block), HELD (0: the row is too long) and VECTOR.
     """
     group = max(MIN_GROUP, min(wave, power_of_two(-(-columns // vector))))
     if columns > wave * MAX_HELD:
@@ -64,20 +66,44 @@ def choose(columns: int, vector: int, wave: int) -> Mapping[str, int]:
     }
 
 
+def choose_long(columns: int, vector: int, arch: str) -> Mapping[str, int]:
+    """Do the same for this kernel, which keeps as much of a long row as there are registers for.
+
+    Returns
+    -------
+    constants : mapping
+        Those of `choose`, HELD above 0, and LONG: whether there is a rest, which is read twice.
+    """
+    chosen = choose(columns, vector, wave_size(arch))
+    held, group = chosen["HELD"], chosen["GROUP"]
+    if not held:
+        # A mask for each access takes registers, too: narrow ones leave none.
+        most = _most_held(arch) if vector >= _WIDE else MAX_HELD
+        held = min(most, power_of_two(-(-columns // group)))
+    return {**chosen, "HELD": held, "LONG": columns > group * held}
+
+
+def _most_held(arch: str) -> int:
+    """Return how many elements of a long row a thread can keep: no more than compile without spilling."""
+    if arch in _FEW_REGISTERS:
+        return 40
+    return 80 if arch in NVIDIA_ARCHS else 96
+
+
 def specialise(
     in_dtype: str, out_dtype: str, constants: Mapping[str, int], *, causal: bool = False, lse: bool
 ) -> Specialisation:
-    """Return the kernel for two dtypes, the constants of `choose`, causal or not, with or without the LSE."""
+    """Return the kernel for two dtypes, the constants of `choose_long`, causal or not, with or without the LSE."""
     constants, types = {**constants, "CAUSAL": causal, "LSE": lse}, {"in_scalar": in_dtype, "out_scalar": out_dtype}
     return Specialisation("softmax", "attention_softmax", SoftmaxParams, constants, types)
 
 
 def defaults(arch: str) -> Iterator[Specialisation]:
     """Return the kernels for aligned rows of 128 or more float32 scores, without the LSE; causal to 16 bits."""
-    lengths = [2**n for n in range(7, MAX_BLOCK.bit_length() + MAX_HELD.bit_length())]
+    lengths = [2**n for n in range(7, 18)]  # of each form
     for out_dtype in ("float32", "float16"):
         vector = widest("float32", out_dtype)
-        chosen = {tuple(choose(columns, vector, wave_size(arch)).items()) for columns in lengths}
+        chosen = {tuple(choose_long(columns, vector, arch).items()) for columns in lengths}
         for constants in sorted(chosen):
             yield specialise("float32", out_dtype, dict(constants), causal=out_dtype != "float32", lse=False)
 
@@ -145,14 +171,14 @@ def _plan(
     vector = vector_width(
         (in_address, in_dtype.itemsize, (in_stride,)), (out_address, out_dtype.itemsize, (out_stride,))
     )
-    constants = choose(columns, vector, device.wave_size)
+    constants = choose_long(columns, vector, device.arch)
     seq_q = in_shape[-2] if causal else 1
     options = {"causal": seq_q > 1, "lse": lse is not None}  # a single query is the last one: it sees every key
     kernel = load(specialise(in_dtype.name, out_dtype.name, constants, **options), device)
     blocks = -(-rows * constants["GROUP"] // constants["BLOCK"])
-    if not constants["HELD"]:  # each row is read twice, the second time from the chip's cache
-        row_bytes = columns * in_dtype.itemsize * device.compute_units
-        blocks = min(blocks, max(1, CACHED_BYTES // row_bytes) * device.compute_units)
+    if constants["LONG"]:  # the second time from the chip's cache
+        rest_bytes = (columns - constants["GROUP"] * constants["HELD"]) * in_dtype.itemsize * device.compute_units
+        blocks = min(blocks, max(1, CACHED_BYTES // rest_bytes) * device.compute_units)
     config = LaunchConfig(min(MAX_BLOCKS, blocks), constants["BLOCK"])
     return kernel, config, (rows, columns, in_stride, out_stride, seq_q)
 

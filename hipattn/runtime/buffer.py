@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from hipattn.arguments import integer
@@ -10,6 +11,7 @@ from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
 from hipattn.runtime.owned import Owned
+from hipattn.runtime.spare import MOST
 from hipattn.runtime.stream import Stream
 
 __all__ = ["DeviceBuffer", "live"]
@@ -29,7 +31,8 @@ class DeviceBuffer(Owned):
 
     Allocation is ordered by a stream: the memory may be used in `stream` at once, and in other streams after
     an event. It is freed after all work that `used_on` was told of, so closing a buffer never pulls memory
-    from under a kernel, and never waits on the host where the device has memory pools.
+    from under a kernel, and never waits on the host where the device has memory pools. There, its stream keeps a few
+    small pieces for the next buffers of their sizes, until it is closed or `Device.trim` is called.
 
     Parameters
     ----------
@@ -53,11 +56,12 @@ class DeviceBuffer(Owned):
         The device has too little memory, or `stream` is captured.
     """
 
+    closed = True  # until there is something to close
+
     def __init__(self, nbytes: int, stream: Stream | None = None) -> None:
         self._pointer = 0
         self._native: Any = None
         self._owned = False
-        self.closed = True  # until there is something to close
         nbytes = integer("nbytes", nbytes)
         self.stream = stream or Device(0).default_stream
         self.device = self.stream.device
@@ -66,7 +70,6 @@ class DeviceBuffer(Owned):
         self._keep: Any = None
         self._sync_to_close = False
         native = self.stream.native
-        self.device.use()
         if nbytes:
             self._pointer = self._allocate(nbytes, native)
             self._owned = True
@@ -74,11 +77,18 @@ class DeviceBuffer(Owned):
         self.closed = False
 
     def _allocate(self, nbytes: int, native: Any) -> int:
-        hip = bindings.hip
+        hip, spare = bindings.hip, self.stream.spare
         if self.stream.captured is not None:
             # Where the runtime could capture it, it would be memory that exists while the graph runs, and no longer.
             refused = hip.hipError_t.hipErrorStreamCaptureUnsupported
             raise bindings.failure(refused, "hipMallocAsync", bytes=nbytes)
+        if spare is not None:
+            pointer = spare.take(nbytes)
+            if pointer:
+                return pointer
+            for old in spare.give_up(MOST - 1):  # of sizes that nobody has asked for lately
+                check(hip.hipFreeAsync(old, native), "hipFreeAsync")
+        self.device.use()
         pools = self.device.memory_pools
         result = hip.hipMallocAsync(nbytes, native) if pools else hip.hipMalloc(nbytes)
         if result[0]:
@@ -190,9 +200,23 @@ class DeviceBuffer(Owned):
                 stream.wait(other)
         return stream
 
+    def _spare(self) -> bool:
+        """Leave the memory to the stream's next buffer of its size, if it takes no more than that; return whether."""
+        stream = self.stream
+        spare = stream.spare
+        if spare is None or not self._owned or self._streams or stream.captured is not None or stream.closed:
+            return False
+        self.closed = True
+        if not spare.put(self.nbytes, self._pointer):
+            self.closed = False
+            return False
+        self._pointer = 0
+        _live.pop(id(self), None)
+        return True
+
     def close(self) -> None:
         """Free the memory after the work that uses it. Closing twice does nothing."""
-        if self.closed:
+        if self.closed or self._spare():
             return
         self.closed = True
         pointer, self._pointer = self._pointer, 0
@@ -216,6 +240,10 @@ class DeviceBuffer(Owned):
                 pass  # a stream of another library may be gone; hipFree frees all the same
         # hipFree waits for all work of the device.
         check(bindings.hip.hipFree(pointer), "hipFree", bytes=self.nbytes)
+
+    def __del__(self, finalizing: Any = sys.is_finalizing) -> None:
+        if not (self.closed or finalizing() or self._spare()):
+            self._release()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._pointer:#x}"

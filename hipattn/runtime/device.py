@@ -11,6 +11,7 @@ from hipattn.arguments import integer
 from hipattn.errors import ArgumentError, PlatformError
 from hipattn.runtime import bindings
 from hipattn.runtime.bindings import check
+from hipattn.runtime.spare import SpareMemory
 
 if TYPE_CHECKING:
     from hipattn.runtime.stream import Stream
@@ -45,6 +46,8 @@ class Device:
     compute_units : int
     total_memory : int
         In bytes.
+    spare : dict of int to SpareMemory
+        What streams keep, by their handles.
 
     Raises
     ------
@@ -61,6 +64,7 @@ class Device:
     lds_bytes: int
     compute_units: int
     total_memory: int
+    spare: dict[int, SpareMemory]
     _pool: Any
 
     def __new__(cls, index: int = 0) -> Device:  # noqa: D102
@@ -94,12 +98,14 @@ class Device:
         self.compute_units = int(properties.multiProcessorCount)
         self.total_memory = int(properties.totalGlobalMem)
         self._pool = None
+        self.spare = {}
         if properties.memoryPoolsSupported:
             # By default the pool gives all back at each synchronisation; keep what was freed.
             failed, pool = bindings.hip.hipDeviceGetDefaultMemPool(index)
             threshold = bindings.hip.hipMemPoolAttr.hipMemPoolAttrReleaseThreshold
             if not failed and not bindings.hip.hipMemPoolSetAttribute(pool, threshold, ctypes.c_uint64(2**64 - 1))[0]:
                 self._pool = pool
+                self.keep_spare(0)
         return self
 
     @property
@@ -107,10 +113,18 @@ class Device:
         """Whether allocation is ordered by streams."""
         return self._pool is not None
 
+    def keep_spare(self, handle: int) -> None:
+        """Keep memory that buffers of a stream have freed for others of it: for the stream of that handle."""
+        if self.memory_pools and not self.simulated:  # there, memory is poison again each time
+            self.spare[handle] = SpareMemory()
+
     def trim(self) -> None:
         """Give device memory that hipattn has freed, but keeps for later, back to the system."""
         if self._pool is not None:
             self.sync()
+            for spare in list(self.spare.values()):
+                for pointer in spare.give_up():
+                    check(bindings.hip.hipFree(pointer), "hipFree")
             check(bindings.hip.hipMemPoolTrimTo(self._pool, 0), "hipMemPoolTrimTo")
 
     @classmethod

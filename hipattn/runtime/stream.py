@@ -12,6 +12,7 @@ from hipattn.runtime.bindings import check
 from hipattn.runtime.device import Device
 from hipattn.runtime.event import Event
 from hipattn.runtime.owned import Owned
+from hipattn.runtime.spare import SpareMemory
 
 __all__ = ["Stream"]
 
@@ -33,6 +34,8 @@ class Stream(Owned):
         HIP's ``hipStream_t``; 0 is the null stream.
     sync_each : bool
         Whether each launch is synchronised (HIPATTN_SYNC).
+    spare : SpareMemory or None
+        What buffers have freed and others will take.
     """
 
     # (device, handle) → the object that owns it, so that a handle that comes back is known for closed when it is.
@@ -41,6 +44,7 @@ class Stream(Owned):
     def __init__(self, device: Device | None = None) -> None:
         self._native: Any = None
         self._owner: Stream | None = None
+        self.spare: SpareMemory | None = None
         self._owned = False
         self._closed = True  # until there is something to close
         self.device = Device.of(device)
@@ -52,6 +56,8 @@ class Stream(Owned):
         self._owned = True
         self._closed = False
         self._owners[self.device.index, self.handle] = self
+        self.device.keep_spare(self.handle)
+        self.spare = self.device.spare.get(self.handle)
 
     @classmethod
     def from_handle(cls, handle: int, device: Device | None = None) -> Stream:
@@ -65,6 +71,7 @@ class Stream(Owned):
         self._owner = cls._owners.get((self.device.index, handle))
         self._settings()
         self._native = bindings.hip.ihipStream_t.fromObj(handle) if handle else None
+        self.spare = self.device.spare.get(handle)  # none of other libraries' streams: nobody says when they end
         self._owned = False
         self._closed = False
         return self
@@ -139,6 +146,9 @@ class Stream(Owned):
         if self.closed:
             return
         try:
+            spare = self.device.spare.pop(self.handle, None) if self._owned else None
+            for pointer in spare.give_up() if spare is not None else ():
+                check(bindings.hip.hipFreeAsync(pointer, self.native), "hipFreeAsync")
             self.sync()
         finally:
             self._closed = True

@@ -16,14 +16,19 @@ struct Share {
     i64 column, column_step;
 };
 
-__device__ inline Share share_rows(unsigned row_shift, unsigned blocks_per_row) {
+// Among blocks that have numbers of their own.
+__device__ inline Share share_rows(unsigned row_shift, unsigned blocks_per_row, unsigned block, unsigned blocks) {
     const unsigned row_threads = 1u << row_shift, rows = BLOCK >> row_shift;
-    const unsigned group = blockIdx.x / blocks_per_row, groups = gridDim.x / blocks_per_row;
-    const unsigned part = blockIdx.x % blocks_per_row;
+    const unsigned group = block / blocks_per_row, groups = blocks / blocks_per_row;
+    const unsigned part = block % blocks_per_row;
     return {
         static_cast<i64>(group) * rows + (threadIdx.x >> row_shift),
         static_cast<i64>(groups) * rows,
         (static_cast<i64>(part) * row_threads + (threadIdx.x & (row_threads - 1))) * VECTOR,
         static_cast<i64>(blocks_per_row) * row_threads * VECTOR,
     };
+}
+
+__device__ inline Share share_rows(unsigned row_shift, unsigned blocks_per_row) {
+    return share_rows(row_shift, blocks_per_row, blockIdx.x, gridDim.x);
 }

@@ -9,13 +9,14 @@ import pytest
 
 from hipattn import Device, DeviceTensor, Stream
 from hipattn.attn.reference import causal_mask, softmax_rows
+from hipattn.compiler.target import wave_size
 from hipattn.errors import ArgumentError
 from hipattn.kernels import softmax
 from tests.helpers.mismatch import assert_close
 from tests.helpers.padded import Padded
 from tests.helpers.tolerance import BFLOAT16, DTYPES, EPSILON
 
-LENGTHS = (1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1000, 4096, 20000)
+LENGTHS = (1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1000, 4096, 20000, 60001)
 FLOAT32 = np.dtype(np.float32)
 # float32 arithmetic: the exponent's rounding grows with the distance to the maximum, here up to 30.
 RTOL = 1e-5
@@ -61,8 +62,9 @@ def test_dtypes(device: Device, dtypes: tuple[np.dtype, np.dtype]) -> None:
             check(stream, scores.astype(dtypes[0]), dtypes[1], before=before, after=after)
 
 
-# Rows in registers of part of a wave, of a wave and of a block, and rows read twice.
-CAUSAL = [(5, 5), (7, 3), (3, 40), (40, 33), (9, 300), (301, 300), (6, 5000), (2100, 2050), (5, 20000), (20, 16387)]
+# Rows in registers of part of a wave, of a wave and of a block, and rows of which a rest is read twice.
+CAUSAL = [(5, 5), (7, 3), (3, 40), (40, 33), (9, 300), (301, 300), (6, 5000), (2100, 2050), (5, 20000)]
+CAUSAL += [(5, 60000), (20, 49155)]
 
 
 @pytest.mark.parametrize(("seq_q", "seq_k"), CAUSAL)
@@ -85,7 +87,7 @@ def test_causal(stream: Stream, seq_q: int, seq_k: int, dtype: np.dtype) -> None
             np.testing.assert_array_equal(found.astype(np.float32), masked.astype(np.float32))
 
 
-@pytest.mark.parametrize("columns", [7, 64, 300, 5000, 20000])
+@pytest.mark.parametrize("columns", [7, 64, 300, 5000, 20000, 60000])
 def test_special_rows(device: Device, columns: int) -> None:
     scores = np.random.default_rng(0).standard_normal((12, columns)).astype(np.float32)
     scores[1] = -np.inf
@@ -118,7 +120,7 @@ def test_more_rows_than_blocks(device: Device, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(softmax, "MAX_BLOCKS", 2)
     softmax._plan.cache_clear()
     with Stream(device) as stream:
-        for shape in ((3, 50, 9), (5, 3000), (3, 17000)):
+        for shape in ((3, 50, 9), (5, 3000), (3, 50000)):
             check(stream, np.random.default_rng(1).standard_normal(shape).astype(np.float32), FLOAT32)
     softmax._plan.cache_clear()
 
@@ -142,17 +144,20 @@ def test_same_bits_each_time(device: Device) -> None:
 
 
 def test_choose_covers_the_row() -> None:
-    for columns, vector, wave in product((*range(1, 70), *LENGTHS, 8192, 16384, 16385, 10**7), (1, 2, 4, 8), (32, 64)):
-        chosen = softmax.choose(columns, vector, wave)
-        block, group, held = chosen["BLOCK"], chosen["GROUP"], chosen["HELD"]
+    lengths = (*range(1, 70), *LENGTHS, 8192, 16384, 16385, 32768, 32769, 10**7)
+    for columns, vector, arch in product(lengths, (1, 2, 4, 8), ("gfx906", "gfx942", "gfx1100", "sm_90")):
+        chosen = softmax.choose_long(columns, vector, arch)
+        block, group, held, wave = chosen["BLOCK"], chosen["GROUP"], chosen["HELD"], wave_size(arch)
         assert block % wave == 0
         assert group <= wave or group == block
         assert block % group == 0
         assert group >= vector
         assert held % vector == 0
-        assert not held or held * group >= columns
-        assert held <= softmax.MAX_HELD
-        assert held or columns > softmax.MAX_HELD * softmax.MAX_BLOCK
+        assert chosen["LONG"] == (columns > held * group)
+        kept = columns if columns <= softmax.MAX_HELD * softmax.MAX_BLOCK else 0
+        assert bool(kept) == bool(softmax.choose(columns, vector, wave)["HELD"])
+        assert not (kept and chosen["LONG"])
+        assert held >= softmax.MAX_HELD or kept
 
 
 def test_refuses(device: Device) -> None:

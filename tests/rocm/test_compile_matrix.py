@@ -124,7 +124,7 @@ def conversions(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisatio
 def softmaxes(draw: st.DrawFn, family: ModuleType, arch: str) -> Specialisation:
     names = draw(dtypes), draw(dtypes)
     columns = 2 ** draw(st.integers(0, 16)) + draw(st.integers(0, 1))
-    constants = family.choose(columns, draw(vectors(*names)), wave_size(arch))
+    constants = family.choose_long(columns, draw(vectors(*names)), arch)
     return family.specialise(*names, constants, causal=draw(st.booleans()), lse=draw(st.booleans()))
 
 

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from hipattn import ArgumentError, ClosedError, Device, DeviceBuffer, DeviceTensor, HipError, Stream
-from hipattn.runtime import bindings
+from hipattn.runtime import bindings, spare
 from hipattn.runtime.bindings import check
 from hipattn.runtime.buffer import live
 from tests.helpers.gate import held
+
+
+@pytest.fixture(autouse=True)
+def _nothing_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is freed goes to the driver."""
+    monkeypatch.setattr(spare, "LARGEST", 0)
 
 
 def names(calls: list[tuple[str, tuple[Any, ...]]]) -> list[str]:
