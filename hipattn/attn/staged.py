@@ -7,50 +7,73 @@ product scales as it writes and the softmax masks as it reads. The scores exist 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from hipattn.arguments import boolean, instance, number
-from hipattn.attn import reference
+from hipattn.attn import reference, stage_products
 from hipattn.attn.fallback import FAILURES, Fallback
 from hipattn.attn.kv_cache import KVCache
-from hipattn.attn.options import Facts, check_result, check_shapes, laid_out
-from hipattn.errors import ArgumentError
+from hipattn.attn.options import check_result
+from hipattn.attn.stage_products import StagedPlan, facts, qk_product, weighted_v_product
+from hipattn.errors import ArgumentError, ClosedError
 from hipattn.kernels import causal_mask, confine, scale, softmax
 from hipattn.kernels.rows import check_device
-from hipattn.runtime.blas import Blas, Matrices, Product
-from hipattn.runtime.buffer import DeviceBuffer
+from hipattn.layout import row_major
+from hipattn.runtime.blas import Blas, Product
 from hipattn.runtime.device import Device
+from hipattn.runtime.module import Launch
 from hipattn.runtime.scratch import Scratch
 from hipattn.runtime.stream import Stream
-from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
+from hipattn.tensor import FLOAT32, DeviceTensor
 
 __all__ = ["HipAttentionKernels"]
 
-# Rows of scores start at multiples of so many elements, so that kernels move 16 bytes at a time for any seq_k.
-_ROW_MULTIPLE = 8
 
-
-@dataclass(frozen=True)
 class _Between:
-    """What lies between the stages, for the shape of a stream's last call: two views of its scratch memory."""
+    """What lies between the stages of a stream's last call: two views of its scratch memory, and launches over them."""
 
-    buffer: DeviceBuffer
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    scores: DeviceTensor
-    weights: DeviceTensor
+    def __init__(self, plan: StagedPlan, scratch: Scratch, stream: Stream) -> None:
+        plan.qk  # noqa: B018  what hipBLAS cannot do is refused before there is memory
+        usual = row_major(plan.out)
+        self._last = usual, plan.weighted_v(usual)
+        scores_bytes, weights_bytes = stage_products.scratch_bytes(plan.scores, plan.dtype)
+        buffer = scratch.get(scores_bytes + weights_bytes, stream)
+        self.plan, self._stream, self._buffer = plan, stream, buffer
+        self.weights = self.scores = DeviceTensor(buffer, plan.scores, FLOAT32, plan.scores_strides)
+        if weights_bytes:
+            behind = scores_bytes // plan.dtype.itemsize
+            self.weights = DeviceTensor(buffer, plan.scores, plan.dtype, plan.scores_strides, behind)
+        self._confine: tuple[tuple[int, ...], Launch[confine.ConfineParams] | None] | None = None
 
-    @property
-    def usable(self) -> bool:
-        """Whether the memory is there, and the stream that it is for."""
-        return not (self.buffer.closed or self.buffer.stream.closed)
+    def usable(self, plan: StagedPlan) -> bool:
+        """Whether it is that of this plan, and the memory is there."""
+        return self.plan is plan and not (self._buffer.closed or self._buffer.stream.closed)
+
+    @cached_property
+    def softmax(self) -> Launch[softmax.SoftmaxParams] | None:
+        """The softmax of all scores, without the LSE."""
+        return softmax.prepare(self.scores, self.weights, causal=self.plan.causal, stream=self._stream)
+
+    def weighted_v(self, out: DeviceTensor) -> Product:
+        """Return the last product, for a result with the strides of `out`."""
+        if self._last[0] != out.strides:
+            self._last = out.strides, self.plan.weighted_v(out.strides)
+        return self._last[1]
+
+    def confine(self, v: DeviceTensor, out: DeviceTensor) -> Launch[confine.ConfineParams] | None:
+        """Return what follows it if the weights are causal, over this v and out."""
+        if self._confine is None or self._confine[0] != out.strides:
+            by_heads = self.plan.by_heads(v), self.plan.by_heads(out)
+            self._confine = out.strides, confine.prepare(self.weights, *by_heads, stream=self._stream)
+        launch = self._confine[1]
+        if launch is not None:
+            launch.arguments.v, launch.arguments.out = v.pointer, out.pointer
+        return launch
 
 
 class HipAttentionKernels:
@@ -125,19 +148,12 @@ class HipAttentionKernels:
         """
         stream, factor = self._stream(stream), number("factor", factor)
         check_device(stream, q=q, k=k, scores=scores)
-        alone = not np.float32(factor)  # a BLAS does not read what it multiplies by 0, and NaN would be lost
-        product = _qk_product(1.0 if alone else factor, *_facts(q), *_facts(k), *_facts(scores))
-
-        def on_gpu() -> None:
-            _multiply(product, q, k, scores, stream)
-            if alone:
-                scale.launch(scores, factor, stream=stream)
-
-        def on_cpu() -> None:
-            keys = _repeat_heads(_download(k), q.shape[1])
-            scores.copy_from(_download(q) @ keys.swapaxes(2, 3) * np.float32(factor), stream=stream)
-
-        self._stage("compute_qk_t", on_gpu, on_cpu)
+        product = qk_product(factor, *facts(q), *facts(k), *facts(scores))
+        self._stage(
+            "compute_qk_t",
+            lambda: _qk_on_gpu(product, q, k, scores, stream),
+            lambda: _qk_on_cpu(q, k, scores, factor, stream),
+        )
 
     def scale_inplace(self, scores: DeviceTensor, factor: float, *, stream: Stream | None = None) -> None:
         """Scores *= factor. Arithmetic in float32.
@@ -226,20 +242,11 @@ class HipAttentionKernels:
         """
         stream, causal = self._stream(stream), boolean("causal", causal)
         target = scores if weights is None else weights
-
-        def on_cpu() -> None:
-            values = _download(scores)
-            if causal:
-                values = np.where(reference.causal_mask(*scores.shape[-2:]), values, np.float32(-np.inf))
-            rows, log_sum = reference.softmax_rows(values)
-            target.copy_from(rows, stream=stream)
-            if lse is not None:
-                lse.copy_from(log_sum, stream=stream)
-
-        def on_gpu() -> None:
-            softmax.launch(scores, target, causal=causal, lse=lse, stream=stream)
-
-        self._stage("compute_softmax", on_gpu, on_cpu)
+        self._stage(
+            "compute_softmax",
+            lambda: softmax.launch(scores, target, causal=causal, lse=lse, stream=stream),
+            lambda: _softmax_on_cpu(scores, target, causal, lse, stream),
+        )
 
     def compute_attention_weighted_v(
         self,
@@ -275,22 +282,14 @@ class HipAttentionKernels:
         """
         stream = self._stream(stream)
         check_device(stream, weights=weights, v=v, out=out)
-        product = _weighted_v_product(*_facts(weights), *_facts(v), *_facts(out))
+        product = weighted_v_product(*facts(weights), *facts(v), *facts(out))
 
         def on_gpu() -> None:
             _multiply(product, weights, v, out, stream)
             if causal and weights.shape[2] > 1:  # a single query sees every key
                 confine.launch(weights, v, out, stream=stream)
 
-        def on_cpu() -> None:
-            seen = reference.causal_mask(*weights.shape[2:]) if causal else np.ones(weights.shape[2:], bool)
-            rows, values = _download(weights), _repeat_heads(_download(v), weights.shape[1])
-            result = np.zeros(out.shape, np.float32)
-            for b, h in np.ndindex(*rows.shape[:2]):
-                result[b, h] = reference.weighted_sum(rows[b, h], values[b, h], seen)
-            out.copy_from(result, stream=stream)
-
-        self._stage("compute_attention_weighted_v", on_gpu, on_cpu)
+        self._stage("compute_attention_weighted_v", on_gpu, lambda: _weighted_v_on_cpu(weights, v, out, causal, stream))
 
     def compute_attention(
         self,
@@ -349,49 +348,39 @@ class HipAttentionKernels:
         stream = self._stream(stream)
         causal = boolean("causal", causal)
         past = 0 if cache is None else instance("cache", cache, KVCache).length(layer)
-        check_device(stream, q=q, k=k, v=v)
-        facts = _facts(q), _facts(k), _facts(v)
-        try:
-            sizes = _sizes(layout, *facts)
-        except TypeError:  # a layout that cannot be hashed is none that is accepted
-            sizes = _sizes.__wrapped__(layout, *facts)
-        batch, heads_q, seq_q, new, head_dim, value_dim = sizes
-        if scale is None:
-            scale = 1 / math.sqrt(head_dim)
-        else:
+        for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse)):
+            if tensor is not None:
+                _check(stream, name, tensor)
+        if scale is not None:
             scale = number("scale", scale)
-        wanted = laid_out(layout, batch, heads_q, seq_q, value_dim)
+        plan = stage_products.plan(layout, causal, scale, q, k, v)
         if out is not None:
-            check_result("out", *_facts(instance("out", out, DeviceTensor)), wanted, q.dtype)
-            check_device(stream, out=out)
+            check_result("out", *facts(out), plan.out, plan.dtype)
             for name, tensor in (("v", v), *((("cache", cache.view(layer)[1]),) if cache is not None else ())):
                 if out.shares_memory(tensor):
                     raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
         if lse is not None:
-            check_result("lse", *_facts(instance("lse", lse, DeviceTensor)), sizes[:3], FLOAT32)
-            check_device(stream, lse=lse)
+            check_result("lse", *facts(lse), plan.lse, FLOAT32)
+        if cache is None:
+            self._between_stages(plan, stream)  # before `out`, and may fail
+            if out is None:
+                out = DeviceTensor.empty(plan.out, plan.dtype, stream=stream)
+            self._run(plan, q, k, v, out, lse, stream)
+            return out
 
-        new_k, new_v = _as(layout, "bshd", k), _as(layout, "bshd", v)
-        if cache is not None:
-            cache.check(layer, new_k, new_v)
-
-        for given in (q, k, v, out, lse):
-            if given is not None:
-                given.pointer  # noqa: B018  raises if the buffer is closed
-
-        self._score_tensors(
-            (batch, heads_q, seq_q, past + new), q.dtype, stream
-        )  # which may fail, so before the cache grows
+        by_token = (0, 1, 2, 3) if layout == "bshd" else (0, 2, 1, 3)  # and back
+        new = k.transpose(*by_token), v.transpose(*by_token)
+        cache.check(layer, *new)
+        scores = *plan.scores[:3], past + plan.scores[3]
+        self._scratch.get(sum(stage_products.scratch_bytes(scores, plan.dtype)), stream)  # before the cache grows
         if out is None:
-            out = DeviceTensor.empty(wanted, q.dtype, stream=stream)
-        if cache is not None:
-            cache.append(layer, new_k, new_v, stream=stream)
-            k, v = (_as("bshd", layout, kept) for kept in cache.view(layer))
+            out = DeviceTensor.empty(plan.out, plan.dtype, stream=stream)
+        cache.append(layer, *new, stream=stream)
         try:
-            self.run_checked(q, k, v, out, causal=causal, scale=scale, layout=layout, lse=lse, stream=stream)
+            k, v = (kept.transpose(*by_token) for kept in cache.view(layer))
+            self._run(stage_products.plan(layout, causal, scale, q, k, v), q, k, v, out, lse, stream)
         except BaseException:
-            if cache is not None:
-                cache.truncate(layer, past)
+            cache.truncate(layer, past)
             raise
         return out
 
@@ -415,11 +404,49 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        q, k, v, out = [_as(layout, "bhsd", tensor) for tensor in (q, k, v, out)]
-        scores, weights = self._score_tensors((*q.shape[:3], k.shape[2]), q.dtype, stream)
-        self.compute_qk_t(q, k, scores, factor=scale, stream=stream)
-        self.compute_softmax(scores, weights, causal=causal, lse=lse, stream=stream)
-        self.compute_attention_weighted_v(weights, v, out, causal=causal, stream=stream)
+        self._run(stage_products.plan(layout, causal, scale, q, k, v), q, k, v, out, lse, stream)
+
+    def _run(
+        self,
+        plan: StagedPlan,
+        q: DeviceTensor,
+        k: DeviceTensor,
+        v: DeviceTensor,
+        out: DeviceTensor,
+        lse: DeviceTensor | None,
+        stream: Stream,
+    ) -> None:
+        between = self._between_stages(plan, stream)
+        scores, weights = between.scores, between.weights
+
+        def softmax_on_gpu() -> None:
+            if lse is not None:
+                softmax.launch(scores, weights, causal=plan.causal, lse=lse, stream=stream)
+            elif between.softmax is not None:
+                between.softmax.run(stream)
+
+        def weighted_v_on_gpu() -> None:
+            _multiply(between.weighted_v(out), weights, v, out, stream)
+            if plan.causal and plan.scores[2] > 1:  # a single query sees every key
+                launch = between.confine(v, out)
+                if launch is not None:
+                    launch.run(stream)
+
+        self._stage(
+            "compute_qk_t",
+            lambda: _qk_on_gpu(plan.qk, q, k, scores, stream),
+            lambda: _qk_on_cpu(plan.by_heads(q), plan.by_heads(k), scores, plan.factor, stream),
+        )
+        self._stage(
+            "compute_softmax",
+            softmax_on_gpu,
+            lambda: _softmax_on_cpu(scores, weights, plan.causal, lse, stream),
+        )
+        self._stage(
+            "compute_attention_weighted_v",
+            weighted_v_on_gpu,
+            lambda: _weighted_v_on_cpu(weights, plan.by_heads(v), plan.by_heads(out), plan.causal, stream),
+        )
 
     def close(self) -> None:
         """Free the scratch memory, after the work that uses it. The object can be used again."""
@@ -437,24 +464,14 @@ class HipAttentionKernels:
             return self.device.default_stream
         return instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")
 
-    def _score_tensors(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream
-    ) -> tuple[DeviceTensor, DeviceTensor]:
-        """Return scratch for the float32 scores and for the weights, which take the scores' place in float32."""
+    def _between_stages(self, plan: StagedPlan, stream: Stream) -> _Between:
+        """Return scratch for the float32 scores and for the weights, and what is known of a call that uses it."""
         held = self._between.get(stream.handle)
-        if held is not None and held.shape == shape and held.dtype == dtype and held.usable:
-            return held.scores, held.weights
-        *rows, columns = shape
-        padded = (*rows, -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE)
-        scores_bytes = math.prod(padded) * FLOAT32.itemsize
-        nbytes = scores_bytes + (0 if dtype == FLOAT32 else math.prod(padded) * dtype.itemsize)
-        buffer = self._scratch.get(nbytes, stream)
-        weights = scores = DeviceTensor(buffer, padded, FLOAT32)[..., :columns]
-        if dtype != FLOAT32:
-            weights = DeviceTensor(buffer, padded, dtype, offset=scores_bytes // dtype.itemsize)[..., :columns]
-        self._between = {handle: each for handle, each in self._between.items() if each.usable}
-        self._between[stream.handle] = _Between(buffer, shape, dtype, scores, weights)
-        return scores, weights
+        if held is None or not held.usable(plan):
+            held = _Between(plan, self._scratch, stream)
+            self._between = {handle: each for handle, each in self._between.items() if each.usable(each.plan)}
+            self._between[stream.handle] = held
+        return held
 
     def _stage(self, name: str, on_gpu: Callable[[], None], on_cpu: Callable[[], None]) -> None:
         try:
@@ -464,86 +481,53 @@ class HipAttentionKernels:
             on_cpu()
 
 
-def _as(layout: str, wanted: str, tensor: DeviceTensor) -> DeviceTensor:
-    return tensor if layout == wanted else tensor.transpose(0, 2, 1, 3)
-
-
-@lru_cache(maxsize=4096)
-def _sizes(layout: str, *qkv: Any) -> tuple[int, int, int, int, int, int]:
-    q, k, v = (Facts(*facts) for facts in qkv)
-    return check_shapes(q, k, v, layout=layout)
-
-
-def _facts(tensor: DeviceTensor) -> tuple[Any, ...]:
-    """Return the fields of `Facts`, without the time that making one takes."""
-    return tensor.dtype, tensor.shape, tensor.strides
-
-
-@lru_cache(maxsize=1024)
-def _qk_product(factor: float, *facts: Any) -> Product:
-    (dtype, q, q_steps), (k_dtype, k, k_steps), (scores_dtype, scores, steps) = (
-        facts[0:3],
-        facts[3:6],
-        facts[6:9],
-    )
-    if len(q) != 4 or len(k) != 4 or scores != (*q[:3], k[2]) or k[3] != q[3] or scores_dtype != FLOAT32:
-        raise ArgumentError(
-            f"q {q}, k {k} and scores {scores} {scores_dtype} do not fit; they take [batch, heads_q, seq_q, head_dim], "
-            "[batch, heads_kv, seq_k, head_dim] and [batch, heads_q, seq_q, seq_k] in float32"
-        )
-    as_dtype(dtype, "q's dtype")
-    if k_dtype != dtype:
-        raise ArgumentError(f"k is {k_dtype}; q is {dtype}, and both must agree")
-    transposed = (*k[:2], k[3], k[2]), (*k_steps[:2], k_steps[3], k_steps[2])
-    a, b, out = _grouped((q, q_steps), transposed, (scores, steps))
-    return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*out, "float32"), alpha=factor)
-
-
-@lru_cache(maxsize=1024)
-def _weighted_v_product(*facts: Any) -> Product:
-    (dtype, weights, w_steps), (v_dtype, v, v_steps), (out_dtype, out, steps) = (
-        facts[0:3],
-        facts[3:6],
-        facts[6:9],
-    )
-    if len(weights) != 4 or len(v) != 4 or out != (*weights[:3], v[3]) or v[2] != weights[3]:
-        raise ArgumentError(
-            f"weights {weights}, v {v} and out {out} do not fit; they take [batch, heads_q, seq_q, seq_k], "
-            "[batch, heads_kv, seq_k, value_dim] and [batch, heads_q, seq_q, value_dim]"
-        )
-    if not dtype == v_dtype == out_dtype:
-        raise ArgumentError(f"weights is {dtype}, v {v_dtype}, out {out_dtype}; all must agree")
-    as_dtype(dtype, "weights's dtype")
-    a, b, result = _grouped((weights, w_steps), (v, v_steps), (out, steps))
-    return Product(Matrices(*a, dtype.name), Matrices(*b, dtype.name), Matrices(*result, dtype.name))
-
-
-Layout = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def _grouped(queries: Layout, keys: Layout, out: Layout) -> tuple[Layout, Layout, Layout]:
-    """Split the query heads into [heads_kv, heads_q / heads_kv], and repeat each key head over its group."""
-    heads_q, heads_kv = queries[0][1], keys[0][1]
-    if queries[0][0] != keys[0][0] or (heads_q % heads_kv if heads_kv else heads_q):
-        raise ArgumentError(
-            f"queries are [batch, heads] {queries[0][:2]}, keys {keys[0][:2]}; batch must agree, and the heads of the "
-            "queries be a multiple of those of the keys"
-        )
-    group = heads_q // heads_kv if heads_kv else 1
-
-    def split(layout: Layout) -> Layout:
-        (batch, _, *matrix), (batch_step, step, *matrix_steps) = layout
-        return (batch, heads_kv, group, *matrix), (batch_step, step * group, step, *matrix_steps)
-
-    (batch, _, *matrix), (batch_step, step, *matrix_steps) = keys
-    repeated = (batch, heads_kv, group, *matrix), (batch_step, step, 0, *matrix_steps)
-    return split(queries), repeated, split(out)
+def _check(stream: Stream, name: str, tensor: DeviceTensor) -> None:
+    """Check that it is a tensor on the stream's device whose memory is there."""
+    if type(tensor) is not DeviceTensor or tensor.buffer.device is not stream.device:
+        check_device(stream, **{name: tensor})
+    if tensor.buffer.closed:
+        raise ClosedError(f"{name} is closed: its buffer of {tensor.buffer.nbytes} bytes")
 
 
 def _multiply(product: Product, a: DeviceTensor, b: DeviceTensor, out: DeviceTensor, stream: Stream) -> None:
     for tensor in (a, b, out):
         tensor.buffer.used_on(stream)
     product.run(Blas.of(stream.device), stream, a.native, b.native, out.native)
+
+
+def _qk_on_gpu(
+    product: tuple[Product, float], q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, stream: Stream
+) -> None:
+    qk, then = product
+    _multiply(qk, q, k, scores, stream)
+    if then != 1.0:
+        scale.launch(scores, then, stream=stream)
+
+
+def _qk_on_cpu(q: DeviceTensor, k: DeviceTensor, scores: DeviceTensor, factor: float, stream: Stream) -> None:
+    keys = _repeat_heads(_download(k), q.shape[1])
+    scores.copy_from(_download(q) @ keys.swapaxes(2, 3) * np.float32(factor), stream=stream)
+
+
+def _softmax_on_cpu(
+    scores: DeviceTensor, weights: DeviceTensor, causal: bool, lse: DeviceTensor | None, stream: Stream
+) -> None:
+    values = _download(scores)
+    if causal:
+        values = np.where(reference.causal_mask(*scores.shape[-2:]), values, np.float32(-np.inf))
+    rows, log_sum = reference.softmax_rows(values)
+    weights.copy_from(rows, stream=stream)
+    if lse is not None:
+        lse.copy_from(log_sum, stream=stream)
+
+
+def _weighted_v_on_cpu(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, causal: bool, stream: Stream) -> None:
+    seen = reference.causal_mask(*weights.shape[2:]) if causal else np.ones(weights.shape[2:], bool)
+    rows, values = _download(weights), _repeat_heads(_download(v), weights.shape[1])
+    result = np.zeros(out.shape, np.float32)
+    for b, h in np.ndindex(*rows.shape[:2]):
+        result[b, h] = reference.weighted_sum(rows[b, h], values[b, h], seen)
+    out.copy_from(result, stream=stream)
 
 
 def _download(tensor: DeviceTensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -14,11 +14,11 @@ from hipattn.compiler.specialise import SCALARS, Specialisation
 from hipattn.kernels.operands import addresses
 from hipattn.kernels.rows import BLOCK, as_rows, check_device
 from hipattn.runtime.device import Device
-from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.module import Arguments, Kernel, Launch, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import DeviceTensor, as_dtype
 
-__all__ = ["ConfineParams", "defaults", "launch", "specialise"]
+__all__ = ["ConfineParams", "defaults", "launch", "prepare", "specialise"]
 
 _COLUMNS = 32  # of v that a block looks at
 
@@ -77,13 +77,22 @@ def launch(weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream:
     ArgumentError
         The layout of `weights` is not accepted, or a tensor is on another device than the stream.
     """
+    ready = prepare(weights, v, out, stream=stream)
+    if ready is not None:
+        ready.run(stream)
+
+
+def prepare(
+    weights: DeviceTensor, v: DeviceTensor, out: DeviceTensor, *, stream: Stream
+) -> Launch[ConfineParams] | None:
+    """Return what `launch` launches, to be run on `stream` as often as is wanted. None: there is nothing to do."""
     check_device(stream, weights=weights, v=v, out=out)
     plan = _plan(stream.device, v.dtype, weights.shape, weights.strides, v.shape)
     if plan is None:
-        return
+        return None
     kernel, config, (row, *sizes) = plan
     pointers = addresses(stream, weights, v, out)
-    kernel.launch(stream, config, ConfineParams(*pointers, row, *v.strides[:3], *out.strides[:3], *sizes))
+    return Launch(kernel, config, ConfineParams(*pointers, row, *v.strides[:3], *out.strides[:3], *sizes))
 
 
 @lru_cache(maxsize=4096)

@@ -14,11 +14,11 @@ from hipattn.kernels.operands import Operand, addresses, operand
 from hipattn.kernels.rows import BLOCK, MAX_BLOCKS, as_rows, power_of_two, vector_width, widest
 from hipattn.layout import is_row_major
 from hipattn.runtime.device import Device
-from hipattn.runtime.module import Arguments, Kernel, LaunchConfig
+from hipattn.runtime.module import Arguments, Kernel, Launch, LaunchConfig
 from hipattn.runtime.stream import Stream
 from hipattn.tensor import FLOAT32, DeviceTensor, as_dtype
 
-__all__ = ["SoftmaxParams", "choose", "choose_long", "defaults", "launch", "specialise"]
+__all__ = ["SoftmaxParams", "choose", "choose_long", "defaults", "launch", "prepare", "specialise"]
 
 MAX_HELD = 32  # elements of a row that a thread keeps in registers, beside those of other blocks
 MAX_BLOCK = 512  # with 1024 threads, older chips have 64 registers a thread: too few to hold 32 elements
@@ -141,13 +141,27 @@ def launch(
     HipError
         The launch fails.
     """
+    ready = prepare(scores, out, causal=causal, lse=lse, stream=stream)
+    if ready is not None:
+        ready.run(stream)
+
+
+def prepare(
+    scores: DeviceTensor,
+    out: DeviceTensor | None = None,
+    *,
+    causal: bool = False,
+    lse: DeviceTensor | None = None,
+    stream: Stream,
+) -> Launch[SoftmaxParams] | None:
+    """Return what `launch` launches, to be run on `stream` as often as is wanted. None: there is nothing to do."""
     out = scores if out is None else out
     given_lse = None if lse is None else operand(stream, "lse", lse)
     plan = _plan(stream.device, operand(stream, "scores", scores), operand(stream, "out", out), given_lse, causal)
     if plan is None:
-        return
+        return None
     kernel, config, sizes = plan
-    kernel.launch(stream, config, SoftmaxParams(*addresses(stream, scores, out, lse), *sizes))
+    return Launch(kernel, config, SoftmaxParams(*addresses(stream, scores, out, lse), *sizes))
 
 
 @lru_cache(maxsize=4096)

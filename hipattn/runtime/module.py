@@ -13,7 +13,7 @@ from hipattn.runtime.device import Device
 from hipattn.runtime.owned import Owned
 from hipattn.runtime.stream import Stream
 
-__all__ = ["Arguments", "Extra", "Kernel", "LaunchConfig", "Module", "Template"]
+__all__ = ["Arguments", "Extra", "Kernel", "Launch", "LaunchConfig", "Module", "Template"]
 
 Dim3 = tuple[int, int, int]
 
@@ -169,6 +169,19 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"<Kernel {self.name}>"
+
+
+@dataclass(frozen=True)
+class Launch(Generic[A]):
+    """A launch that is ready: its kernel, configuration and arguments, whose fields may be changed between runs."""
+
+    kernel: Kernel
+    config: LaunchConfig
+    arguments: A
+
+    def run(self, stream: Stream) -> None:
+        """Add it to `stream`. Its tensors' memory is told of that by the caller, as in `Kernel.launch`."""
+        self.kernel.launch(stream, self.config, self.arguments)
 
 
 class Module(Owned):

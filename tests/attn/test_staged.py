@@ -243,3 +243,37 @@ def test_a_scale_that_is_no_number_is_refused(stream: Stream, scale: Any) -> Non
     with bindings.record() as calls, pytest.raises(ArgumentError, match="scale is"):
         HipAttentionKernels(stream.device).compute_attention(*upload(stream, *qkv()), scale=scale, stream=stream)
     assert not [name for name, _ in calls if "Launch" in name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_calls_in_turn_get_their_own_results(stream: Stream, dtype: np.dtype) -> None:
+    """What is kept of a call does not reach into others: of other values, shapes, options or results elsewhere."""
+    rng = np.random.default_rng(0)
+    arrays = [qkv(batch=2, seq_q=9, seq_k=11 + n % 2, heads_kv=2, dtype=dtype, seed=n) for n in range(4)]
+    for n, (_, _, v) in enumerate(arrays):
+        v[n % 2, rng.integers(v.shape[1]), 0, n] = np.nan
+    inputs = [upload(stream, *each) for each in arrays]
+    with HipAttentionKernels(stream.device) as kernels:
+        for turn in range(3):
+            for n, (q, k, v) in enumerate(arrays):
+                causal, scale = bool((n + turn) % 2), (None, 0.3)[turn % 2]
+                space = poisoned(stream, (*q.shape[:3], q.shape[3] + 3 * (turn % 2)), dtype)
+                out = space[..., : q.shape[3]]
+                lse = poisoned(stream, (2, q.shape[2], q.shape[1]), np.float32) if turn == 1 else None
+                options = {"causal": causal, "scale": scale}
+                kernels.compute_attention(*inputs[n], **options, out=out, lse=lse, stream=stream)
+                expected, sums = reference.attention(*(a.astype(float) for a in (q, k, v)), **options, return_lse=True)
+                assert_close(out.numpy(), expected, atol=8 * EPSILON[dtype] + 1e-5)
+                if lse is not None:
+                    assert_close(lse.numpy(), sums, atol=1e-4)
+
+
+def test_strides_that_hipblas_cannot_express_are_refused_before_there_is_memory(stream: Stream) -> None:
+    (x,) = upload(stream, np.ones((1, 1, 2, 8), np.float32))
+    repeated = x.broadcast_to((1, 5, 2, 8))
+    before = live()
+    with HipAttentionKernels(stream.device) as kernels, bindings.record() as calls:
+        with pytest.raises(ArgumentError, match="matrix strides"):
+            kernels.compute_attention(repeated, repeated, repeated, stream=stream)
+        assert live() == before
+    assert not [name for name, _ in calls if "Malloc" in name]
