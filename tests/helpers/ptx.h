@@ -25,13 +25,15 @@ __device__ inline void require(bool condition) {
     if (!condition) __builtin_trap();
 }
 
-// From here: shared memory lies close together.
+// From the beginning of what the launch asks for, where all tiles are; variables of a block may be far from it.
+__device__ inline char* shared_memory() {
+    extern __shared__ char memory[];
+    return memory;
+}
 __device__ inline unsigned shared_address(const void* at) {
-    return static_cast<unsigned>(static_cast<const char*>(at) - reinterpret_cast<const char*>(&pending()));
+    return static_cast<unsigned>(static_cast<const char*>(at) - shared_memory());
 }
-__device__ inline char* shared_pointer(unsigned address) {
-    return reinterpret_cast<char*>(&pending()) + static_cast<int>(address);
-}
+__device__ inline char* shared_pointer(unsigned address) { return shared_memory() + address; }
 __device__ inline bool aligned(const void* at, int bytes) { return reinterpret_cast<unsigned long long>(at) % bytes == 0; }
 
 template <int BYTES, bool THROUGH_L1>

@@ -66,7 +66,8 @@ def test_tied_or_not(stream: Stream, make_gguf: Any) -> None:
 @pytest.mark.parametrize("tokens", [2, 3, 512])
 def test_token_by_token_is_as_one_pass(stream: Stream, path: Path, tokens: int) -> None:
     expected = reference(path).forward(IDS)
-    with Llama(GGUFFile(path), stream=stream) as model, model.session(capacity=12, tokens=tokens) as session:
+    model = Llama(GGUFFile(path), dtype=np.float32, stream=stream)
+    with model, model.session(capacity=12, tokens=tokens) as session:
         for first in (1, 5):
             assert_close(session.prefill([IDS[:first]]).numpy()[0], expected[first - 1], atol=1e-4)
             for position in range(first, len(IDS)):
