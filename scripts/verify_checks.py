@@ -132,7 +132,7 @@ class Gpu:
     def late(self, stream: Stream) -> Iterator[None]:
         """Put work in front of what is added to `stream`; the simulator also delays each operation."""
         ballast = DeviceTensor.empty((1 << (10 if self.small else 26),), stream=stream)
-        for _ in range(6):
+        for _ in range(30 if self.device.simulated else 6):  # there, milliseconds: the host may be busy
             scale.launch(ballast, 1.0, stream=stream)
         with control.delayed_streams(300) if self.device.simulated else nullcontext():
             yield
