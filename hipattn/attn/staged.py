@@ -362,10 +362,10 @@ class HipAttentionKernels:
         if lse is not None:
             check_result("lse", *facts(lse), plan.lse, FLOAT32)
         if cache is None:
-            self._between_stages(plan, stream)  # before `out`, and may fail
+            between = self._between_stages(plan, stream)  # may refuse strides
             if out is None:
                 out = DeviceTensor.empty(plan.out, plan.dtype, stream=stream)
-            self._run(plan, q, k, v, out, lse, stream)
+            self._run(between, q, k, v, out, lse, stream)
             return out
 
         by_token = (0, 1, 2, 3) if layout == "bshd" else (0, 2, 1, 3)  # and back
@@ -378,7 +378,7 @@ class HipAttentionKernels:
         cache.append(layer, *new, stream=stream)
         try:
             k, v = (kept.transpose(*by_token) for kept in cache.view(layer))
-            self._run(stage_products.plan(layout, causal, scale, q, k, v), q, k, v, out, lse, stream)
+            self.run_checked(q, k, v, out, causal=causal, scale=scale, layout=layout, lse=lse, stream=stream)
         except BaseException:
             cache.truncate(layer, past)
             raise
@@ -392,7 +392,7 @@ class HipAttentionKernels:
         out: DeviceTensor,
         *,
         causal: bool,
-        scale: float,
+        scale: float | None,
         layout: str,
         lse: DeviceTensor | None,
         stream: Stream,
@@ -404,11 +404,12 @@ class HipAttentionKernels:
         HipError
             A call fails, and HIPATTN_FALLBACK is error.
         """
-        self._run(stage_products.plan(layout, causal, scale, q, k, v), q, k, v, out, lse, stream)
+        plan = stage_products.plan(layout, causal, scale, q, k, v)
+        self._run(self._between_stages(plan, stream), q, k, v, out, lse, stream)
 
     def _run(
         self,
-        plan: StagedPlan,
+        between: _Between,
         q: DeviceTensor,
         k: DeviceTensor,
         v: DeviceTensor,
@@ -416,8 +417,7 @@ class HipAttentionKernels:
         lse: DeviceTensor | None,
         stream: Stream,
     ) -> None:
-        between = self._between_stages(plan, stream)
-        scores, weights = between.scores, between.weights
+        plan, scores, weights = between.plan, between.scores, between.weights
 
         def softmax_on_gpu() -> None:
             if lse is not None:
