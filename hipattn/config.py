@@ -57,6 +57,14 @@ def _archs(text: str) -> tuple[str, ...]:
     return archs
 
 
+def _calls(text: str) -> str:
+    for each in text.split(",") if text else ():
+        call, _, number = each.partition(":")
+        if not (call.isidentifier() and call.startswith("hip") and number.isdecimal() and int(number)):
+            raise ValueError
+    return text
+
+
 VARIABLES: dict[str, Variable] = {
     v.name: v
     for v in (
@@ -136,7 +144,7 @@ VARIABLES: dict[str, Variable] = {
             "",
             "CALL:N, comma-separated",
             "Make the N-th call of a simulated HIP function fail, once: hipMalloc:3.",
-            str,
+            _calls,
         ),
         Variable(
             "HIPATTN_CPU_DELAY",

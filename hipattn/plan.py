@@ -15,7 +15,7 @@ from hipattn.attn.decode import attention_decode
 from hipattn.attn.functional import attention
 from hipattn.attn.kv_cache import KVCache
 from hipattn.attn.options import EVERY_KEY
-from hipattn.errors import ArgumentError, CacheFullError
+from hipattn.errors import ArgumentError, CacheFullError, ClosedError
 from hipattn.kernels import activation, add, flash_decode, flash_fwd, norm, rope, rope_append
 from hipattn.kernels.rows import check_device
 from hipattn.layers import LayerSpec, LayerWeights
@@ -87,13 +87,15 @@ class ExecutionPlan:
         method: str = "auto",
         stream: Stream | None = None,
     ) -> None:
+        if isinstance(layers, LayerWeights):
+            raise ArgumentError("layers is a LayerWeights; it takes a list of them")
         self.spec, self.layers = instance("spec", spec, LayerSpec), tuple(layers)
         self.batch, self.tokens = integer("batch", batch, 1), integer("tokens", tokens, 1)
         if not self.layers:
             raise ArgumentError("layers is empty; it takes one or more LayerWeights")
         for layer, weights in enumerate(self.layers):
             instance(f"layers[{layer}]", weights, LayerWeights)
-        first = self.layers[0].qkv
+        first = instance("layer 0, QKV projection: qkv", self.layers[0].qkv, DeviceTensor)
         self.stream = first.device.default_stream if stream is None else instance("stream", stream, Stream)
         self.dtype = as_dtype(first.dtype, "layer 0, QKV projection: qkv's dtype")
         for layer, weights in enumerate(self.layers):
@@ -508,6 +510,8 @@ class ExecutionPlan:
 
     def _activations(self, batch: int, tokens: int) -> _Activations:
         if (batch, tokens) not in self._shapes:
+            if self._memory["hidden"].buffer.closed:
+                raise ClosedError("the plan is closed")
             self._check_sizes("hidden", integer("batch", batch), integer("tokens", tokens))
             if len(self._shapes) >= MAX_SHAPES:
                 self._shapes.clear()

@@ -478,6 +478,8 @@ class DeviceTensor:
 
 
 def _sizes(values: tuple[int, ...], argument: str = "shape") -> tuple[int, ...]:
+    if not isinstance(values, tuple | list):
+        raise ArgumentError(f"{argument} is {values!r}; it takes a tuple of integers")
     if all([type(value) is int and value >= 0 for value in values]):  # noqa: C419  a list is faster
         return tuple(values)
     if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):

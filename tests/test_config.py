@@ -30,7 +30,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
     ),
     "HIPATTN_CPU_MEMORY": (8 << 30, NUMBERS, NO_NUMBERS),
     "HIPATTN_CPU_THREADS": (0, NUMBERS, NO_NUMBERS),
-    "HIPATTN_CPU_FAIL": ("", TEXTS, ()),
+    "HIPATTN_CPU_FAIL": (
+        "",
+        {text: text for text in ("hipMalloc:3", "hipMalloc:1,hipblasCreate:20")},
+        ("hipMalloc", "hipMalloc:x", "hipMalloc:0", "malloc:1", "hipMalloc:1,"),
+    ),
     "HIPATTN_CPU_DELAY": (0, NUMBERS, NO_NUMBERS),
     "HIPATTN_CPU_SEED": ("", TEXTS, ()),
 }

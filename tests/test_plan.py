@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hipattn import (
     ArgumentError,
     CacheFullError,
+    ClosedError,
     Device,
     DeviceTensor,
     ExecutionPlan,
@@ -375,7 +376,7 @@ def test_a_failed_launch_leaves_the_cache_as_it_was(stream: Stream, fail: Any) -
         ({"rope": "half"}, "rope is str; it takes a Rope"),
         ({"rope": Rope("half", rotary_dim=7)}, "rotary_dim is 7; it takes an even number of at most 16"),
         ({"rope": Rope("half", rotary_dim=18)}, "rotary_dim is 18; it takes an even number of at most 16"),
-        ({"head_dim": 15}, "head_dim is 15; it takes an even number of at most 14"),
+        ({"head_dim": 15}, "head_dim is 15; it takes an even number of at most 512"),
         ({"rope": Rope("half", factors=[1.0] * 7)}, "rope has 7 factors; it takes 8, one a pair"),
     ],
 )
@@ -469,3 +470,18 @@ def test_a_head_that_the_fused_kernel_does_not_take(stream: Stream) -> None:
         with pytest.raises(ArgumentError, match="present is given, which only method 'flash' takes: head_dim 2500"):
             plan.reset(present)
         check(run(plan, x), spec, weights, x)
+
+
+def test_layers_that_are_none(stream: Stream) -> None:
+    arrays = {name: np.ones(shape, np.float32) for name, shape in LLAMA.shapes.items()}
+    with pytest.raises(ArgumentError, match="layer 0, QKV projection: qkv is ndarray; it takes a DeviceTensor"):
+        ExecutionPlan(LLAMA, [LayerWeights(**arrays)], stream=stream)
+    with pytest.raises(ArgumentError, match="layers is a LayerWeights; it takes a list"):
+        ExecutionPlan(LLAMA, LayerWeights(**arrays), stream=stream)
+
+
+def test_a_closed_plan_says_so(stream: Stream) -> None:
+    with planned(stream, LLAMA, [random_weights(LLAMA, FLOAT32, 0)]) as plan:
+        plan.close()
+        with pytest.raises(ClosedError, match="the plan is closed"):
+            plan.hidden(1, 1)

@@ -99,9 +99,9 @@ def attention_decode(
     workspace
         [batch · heads_q · seq_q · (num_splits · (value_dim + 1) + 1)] or more of float32 on the device, contiguous:
         where the parts go until they are one result. With it and `out` the call uses only memory of the caller's, and
-        so can be captured in a `Graph`. Or a `hipattn.kernels.flash_decode.Workspace`, which keeps memory from call to
-        call, one at a time, and need not be cleared for each. Default: memory that is kept for the next call, until
-        `free_scratch`.
+        so can be captured in a `Graph`, if all else is on the device too, and the stream's own or used on it before.
+        Or a `hipattn.kernels.flash_decode.Workspace`, which keeps memory from call to call, one at a time, and need not
+        be cleared for each. Default: memory that is kept for the next call, until `free_scratch`.
     method
         "flash", "reference" or "auto", as in `attention`.
     stream

@@ -39,9 +39,11 @@ class Fallback:
         HipError, CompileError, CodeObjectError
             The error, if HIPATTN_FALLBACK is error, or if the CPU could not have the data or not be sure of it.
         """
-        # What was queued may have run, and some work in place; a broken device gives no data back.
+        # What was queued may have run, and some work in place; a broken device gives no data back, nor does one that
+        # records a graph.
         queued = isinstance(error, HipError) and error.call == "hipStreamSynchronize"
-        if config.get("HIPATTN_FALLBACK") != "cpu" or queued or bindings.fault is not None:
+        captured = isinstance(error, HipError) and error.name.startswith("hipErrorStreamCapture")
+        if config.get("HIPATTN_FALLBACK") != "cpu" or queued or captured or bindings.fault is not None:
             raise error
         bindings.hip.hipGetLastError()  # dealt with here: nobody else's error
         cause = f"{name}: {error}"

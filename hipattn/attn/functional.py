@@ -105,8 +105,9 @@ def attention(
     CompileError
         An expression of score_mod or mask_mod does not compile: the message shows its line.
     HipError, CodeObjectError
-        The computation fails, and HIPATTN_FALLBACK is error. By default it is recomputed with NumPy, a warning is
-        logged, and `hipattn.attn.functional.fallback` counts it; a score_mod or mask_mod needs its Python function.
+        Memory cannot be allocated or copied; or the computation fails, and HIPATTN_FALLBACK is error. By default it is
+        recomputed with NumPy, a warning is logged, and `hipattn.attn.functional.fallback` counts it; a score_mod or
+        mask_mod needs its Python function, and what a graph captures is not recomputed.
     """
     if stream is not None and type(stream) is not Stream:
         instance("stream", stream, Stream, "; Stream.from_handle wraps another library's")

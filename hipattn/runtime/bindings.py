@@ -127,6 +127,8 @@ def failure(status: Any, call: str, **asked: Any) -> HipError:
     name = str(getattr(status, "name", status))
     what = ", ".join(f"{key} {value}" for key, value in asked.items())
     message = f"{call}{f' ({what})' if what else ''}: {name}{_explain(status)}"
+    if name.startswith("hipErrorStreamCapture"):
+        message += "; what a graph captures cannot allocate, wait for the host or other streams, or copy from or to it"
     if fault is not None:
         message += f"\nthe device has been unusable since: {fault}"
     error = HipError(int(status), name, call, message)

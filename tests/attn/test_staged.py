@@ -277,3 +277,24 @@ def test_strides_that_hipblas_cannot_express_are_refused_before_there_is_memory(
             kernels.compute_attention(repeated, repeated, repeated, stream=stream)
         assert live() == before
     assert not [name for name, _ in calls if "Malloc" in name]
+
+
+def test_a_stage_s_result_in_the_place_of_what_it_reads_is_refused(stream: Stream) -> None:
+    kernels = HipAttentionKernels(stream.device)
+    a, b = (poisoned(stream, (1, 2, 8, 8), np.float32) for _ in range(2))
+    with bindings.record() as calls:
+        for first, second, out, name in ((a, b, a, "q"), (a, b, b, "k")):
+            with pytest.raises(ArgumentError, match=f"scores shares memory with {name}, which is read while scores is"):
+                kernels.compute_qk_t(first, second, out, stream=stream)
+        for first, second, out, name in ((a, b, a, "weights"), (a, b, b, "v")):
+            with pytest.raises(ArgumentError, match=f"out shares memory with {name}"):
+                kernels.compute_attention_weighted_v(first, second, out, stream=stream)
+        with pytest.raises(ArgumentError, match="weights shares memory with scores"):
+            kernels.compute_softmax(a[:, :, :7], a[:, :, 1:], stream=stream)
+    assert not [name for name, _ in calls if "Launch" in name or "Gemm" in name]
+
+
+def test_softmax_in_place_by_another_name(stream: Stream) -> None:
+    (scores,) = upload(stream, np.zeros((2, 4), np.float32))
+    HipAttentionKernels(stream.device).compute_softmax(scores, scores[:], stream=stream)
+    assert (scores.numpy() == 0.25).all()

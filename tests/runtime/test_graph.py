@@ -225,3 +225,19 @@ def test_a_graph_knows_all_memory_that_attention_uses(stream: Stream) -> None:
     attention(q, k, v, out=out, stream=stream)
     with Graph(stream, lambda: attention(q, k, v, out=out, stream=stream)) as graph:
         assert graph._buffers == {tensor.buffer for tensor in (q, k, v, out)}
+
+
+def test_what_cannot_be_captured_is_not_computed_with_numpy(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HIPATTN_FALLBACK", "cpu")
+    q = DeviceTensor.from_numpy(np.ones((1, 4, 1, 8), np.float32), stream=stream)
+    attention(q, q, q, stream=stream)
+    with pytest.raises(HipError, match="what a graph captures cannot allocate"):
+        Graph(stream, lambda: attention(q, q, q, stream=stream))
+    with Stream(stream.device) as other:
+        out, elsewhere = (DeviceTensor.from_numpy(q.numpy(), stream=on) for on in (stream, other))
+        with pytest.raises(HipError, match="hipErrorStreamCapture"):
+            Graph(stream, lambda: attention(elsewhere, q, q, out=out, stream=stream))
+    assert not caplog.records
+    assert (attention(q, q, q, stream=stream).numpy() == 1).all()

@@ -359,6 +359,7 @@ def test_functions() -> None:
         "float(__builtin_amdgcn_cvt_pkrtz(1.0009f, 3.0f)[0])": 1.0,
         "__uint_as_float(0x40000000u)": 2,
         "fabs(-3.0f) + powf(2.0f, 3.0f)": 11,
+        "fabs(-3) + sqrt(4u)": 5,  # an integer counts as a double
         "__builtin_amdgcn_rcpf(4.0f)": 0.25,
         "float(__popcll(255ull) + __clz(1) + __ffs(8))": 43,
         "erff(0.0f) + tanhf(0.0f) + log2f(8.0f)": 3,

@@ -2,11 +2,13 @@
 // what a CPU has an instruction for stays one.
 #pragma once
 
-// C names, and C++ overloads of the double's name for float.
-#define SIM_MATH1(name)                                        \
-    extern "C" float name##f(float);                           \
-    extern "C" double name(double);                            \
-    SIM_FN float name(float x) { return __builtin_##name##f(x); }
+// C names, and C++ overloads of the double's name for float; an integer counts as a double.
+#define SIM_MATH1(name)                                                      \
+    extern "C" float name##f(float);                                         \
+    extern "C" double name(double);                                          \
+    SIM_FN float name(float x) { return __builtin_##name##f(x); }            \
+    template <class T>                                                       \
+    SIM_FN typename __hip_internal::enable_if<__is_integral(T), double>::type name(T x) { return name((double)x); }
 #define SIM_MATH2(name)                                        \
     extern "C" float name##f(float, float);                    \
     extern "C" double name(double, double);                    \
