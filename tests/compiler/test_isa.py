@@ -274,7 +274,7 @@ real = pytest.mark.skipif(
 @pytest.mark.rocm
 @pytest.mark.parametrize("arch", CHECKED_ARCHS)
 def test_softmax_of_every_arch(arch: str) -> None:
-    specialisation = softmax.specialise("float32", "float32", softmax.choose(4096, 4, 64), lse=False)
+    specialisation = softmax.specialise("float32", "float32", softmax.choose_long(4096, 4, arch), lse=False)
     image = Program(specialisation.render(arch), headers=specialisation.headers()).compile(arch).image
     (analysis,) = analyse(image, arch)
     assert analysis.kernel == kernels(image)["attention_softmax"]
