@@ -148,8 +148,8 @@ class HipAttentionKernels:
         """
         stream, factor = self._stream(stream), number("factor", factor)
         check_device(stream, q=q, k=k, scores=scores)
-        _check_apart("scores", scores, q=q, k=k)
         product = qk_product(factor, *facts(q), *facts(k), *facts(scores))
+        _check_apart("scores", scores, q=q, k=k)
         self._stage(
             "compute_qk_t",
             lambda: _qk_on_gpu(product, q, k, scores, stream),
@@ -287,8 +287,8 @@ class HipAttentionKernels:
         """
         stream = self._stream(stream)
         check_device(stream, weights=weights, v=v, out=out)
-        _check_apart("out", out, weights=weights, v=v)
         product = weighted_v_product(*facts(weights), *facts(v), *facts(out))
+        _check_apart("out", out, weights=weights, v=v)
 
         def on_gpu() -> None:
             _multiply(product, weights, v, out, stream)
