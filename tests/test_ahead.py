@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import hipattn
-from hipattn import ArgumentError, kernels
+from hipattn import ArgumentError, PlatformError, kernels
 from hipattn.compiler.target import ARCHS
 from hipattn.kernels import block_mask, scale
 from hipattn.runtime import bindings
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.rocm
 
 def test_the_cache_is_filled(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIPATTN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HIPATTN_PLATFORM", bindings.platform().name)
     wanted = [scale.specialise("float16", 8), scale.specialise("float32", 4)]
     with bindings.record() as calls:
         first = hipattn.compile(arch, wanted)
@@ -37,6 +38,15 @@ def test_every_kernel_module_is_a_family() -> None:
     folder = Path(kernels.__file__).parent
     modules = {path.stem for path in folder.glob("*.py") if "def specialise(" in path.read_text()}
     assert {family.__name__.rpartition(".")[2] for family in kernels.FAMILIES} == modules
+
+
+def test_the_simulator_s_code_is_not_compiled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not bindings.platform().simulated:
+        pytest.skip("there is a GPU or ROCm")
+    monkeypatch.delenv("HIPATTN_PLATFORM", raising=False)
+    with bindings.record() as calls, pytest.raises(PlatformError, match=r"no use to a gfx942; HIPATTN_PLATFORM=amd"):
+        hipattn.compile("gfx942")
+    assert not calls
 
 
 def test_an_unknown_arch_is_refused() -> None:

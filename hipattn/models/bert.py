@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
-from hipattn.errors import ArgumentError, ModelError
+from hipattn.errors import ArgumentError, ClosedError, ModelError
 from hipattn.kernels import embedding, norm
 from hipattn.layers import LayerSpec, LayerWeights
 from hipattn.matmul import matmul
@@ -156,12 +156,16 @@ class Bert:
         ------
         ArgumentError
             A text is empty, or has more tokens than the model has positions for: nothing was launched.
+        ClosedError
+            The model is closed.
         ModelError
             Numbers on the way are too large for the dtype.
         HipError
             A call fails, or the device has too little memory.
         """
         batch = integer("batch", batch, 1)
+        if self.words.buffer.closed:
+            raise ClosedError("the model is closed")
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             texts = [texts]  # what is no text is refused below
         sequences = [self._encode(text, f"texts[{i}]") for i, text in enumerate(texts)]

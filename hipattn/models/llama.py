@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hipattn.arguments import instance, integer
-from hipattn.errors import ArgumentError
+from hipattn.errors import ArgumentError, ClosedError
 from hipattn.layers import LayerSpec, LayerWeights, Rope
 from hipattn.models.batch import BatchGeneration
 from hipattn.models.chat import Chat, Message
@@ -167,9 +167,12 @@ class Llama:
         ------
         ArgumentError
             `capacity` is more than the model's context.
+        ClosedError
+            The model is closed.
         HipError
             The device has too little memory.
         """
+        self._check_open()
         capacity = self.hyperparameters.context if capacity is None else capacity
         return Session(self, batch, capacity, tokens, stream)
 
@@ -280,6 +283,7 @@ class Llama:
         )
 
     def _prompt(self, prompt: str | Sequence[Message] | Sequence[int]) -> list[int]:
+        self._check_open()
         is_text = isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray)
         is_chat = is_text or not len(prompt) or isinstance(prompt[0], Mapping)
         return self.check_tokens(self.encode(prompt) if is_chat else prompt)  # type: ignore[arg-type]
@@ -305,6 +309,10 @@ class Llama:
         if ids.min() < 0 or ids.max() >= h.vocabulary:
             raise ArgumentError(f"tokens has {ids.min()} to {ids.max()}; the vocabulary's are 0 to {h.vocabulary - 1}")
         return [int(token) for token in ids]
+
+    def _check_open(self) -> None:
+        if self.embedding.buffer.closed:
+            raise ClosedError("the model is closed")
 
     def close(self) -> None:
         """Free the weights, after the work that uses them, and close the stream if it is the model's own."""

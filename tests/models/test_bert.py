@@ -161,7 +161,7 @@ def test_closed(folder: Path) -> None:
     with Bert(folder, method="flash") as model:
         model.embed("cat")
     assert buffer.live() == before
-    with pytest.raises(ClosedError):
+    with pytest.raises(ClosedError, match="the model is closed"):
         model.embed("cat")
     model.close()
 

@@ -173,6 +173,9 @@ def test_a_replayed_step_checks_what_a_called_one_does(stream: Stream, path: Pat
         model.close()
         with pytest.raises(ClosedError):
             session.step(ids[:2])
+        for call in (model.session, lambda: model.generate(IDS), lambda: model.generate_batch([IDS])):
+            with pytest.raises(ClosedError, match="the model is closed"):
+                call()
         stream.sync()  # no kernel met memory that was freed
         session.close()
 
