@@ -22,6 +22,7 @@ class SpareMemory:
 
     def __init__(self) -> None:
         self._pieces: list[tuple[int, int]] = []  # bytes and address, the oldest first
+        self._room = MOST
         self._lock = threading.Lock()
 
     def put(self, nbytes: int, pointer: int) -> bool:
@@ -29,7 +30,7 @@ class SpareMemory:
         if nbytes > LARGEST or not self._lock.acquire(blocking=False):
             return False
         try:
-            if len(self._pieces) >= MOST:
+            if len(self._pieces) >= self._room:
                 return False
             self._pieces.append((nbytes, pointer))
             return True
@@ -54,3 +55,9 @@ class SpareMemory:
             count = max(0, len(self._pieces) - most)
             given, self._pieces = self._pieces[:count], self._pieces[count:]
         return [pointer for _, pointer in given]
+
+    def end(self) -> list[int]:
+        """Take no more pieces, and return the addresses of all, for the caller to free."""
+        with self._lock:
+            self._room = 0
+        return self.give_up()

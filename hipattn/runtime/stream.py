@@ -147,7 +147,7 @@ class Stream(Owned):
             return
         try:
             spare = self.device.spare.pop(self.handle, None) if self._owned else None
-            for pointer in spare.give_up() if spare is not None else ():
+            for pointer in spare.end() if spare is not None else ():
                 check(bindings.hip.hipFreeAsync(pointer, self.native), "hipFreeAsync")
             self.sync()
         finally:

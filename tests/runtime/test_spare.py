@@ -118,6 +118,20 @@ def test_a_closed_stream_keeps_nothing(device: Device) -> None:
     assert allocations(calls) == (0, 1)
 
 
+def test_what_goes_while_its_stream_is_closed_is_not_kept(keeping: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector may find a buffer while the stream waits for its work."""
+    left, sync = DeviceBuffer(1000, keeping), Stream.sync
+
+    def collecting(stream: Stream) -> None:
+        left.close()
+        sync(stream)
+
+    monkeypatch.setattr(Stream, "sync", collecting)
+    with bindings.record() as calls:
+        keeping.close()
+    assert allocations(calls) == (0, 1)
+
+
 def test_trim_frees_what_streams_keep(keeping: Stream) -> None:
     DeviceBuffer(1000, keeping).close()
     with bindings.record() as calls:
