@@ -26,6 +26,7 @@ from hipattn.tensor import UINT8, DeviceTensor
 __all__ = ["Features", "FlashFwdParams", "Prepared", "defaults", "launch", "prepare", "specialise", "supports"]
 
 _CACHED_BYTES = 16 << 20  # of keys and values that blocks running at once are to share: half a small chip's last cache
+_LEAST_BLOCKS = 4  # of a section, for a compute unit: twice what runs at once, so that the short ones fill gaps
 
 
 class FlashFwdParams(Arguments):
@@ -329,7 +330,8 @@ def prepare(
             setattr(p, f"{name}_{axis}", step)
     p.batch, p.heads, p.heads_per_kv = sequences or batch, heads, heads // heads_kv
     p.seq_q, p.seq_k = seq_q, seq_k
-    blocks = _divide(p, tiles, (head_dim + value_dim) * dtype.itemsize, varlen=sequences > 0)
+    key_bytes = (head_dim + value_dim) * dtype.itemsize
+    blocks = _divide(p, tiles, key_bytes, device.compute_units, varlen=sequences > 0)
     resolve(p, formula)
     config = LaunchConfig(blocks, tiles.waves * device.wave_size, tiles.lds_bytes + FLAG_BYTES)
     options = any(others[1:]) or bool(score_mod or mask_mod)
@@ -337,7 +339,7 @@ def prepare(
     return Prepared(kernel, config, Template(p), options, block_sizes if mask_mod and not sequences else None)
 
 
-def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) -> int:
+def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, compute_units: int, *, varlen: bool) -> int:
     """Write how the call is divided among blocks to the arguments, and return how many there are.
 
     Parameters
@@ -348,6 +350,8 @@ def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) ->
         Of a block.
     key_bytes
         Of a key and its value.
+    compute_units
+        Of the device.
     varlen
         Whether the batch is packed: `seq_q` and `seq_k` are then the sums of its sequences' lengths.
     """
@@ -358,5 +362,6 @@ def _divide(p: FlashFwdParams, tiles: Tiles, key_bytes: int, *, varlen: bool) ->
         sequences, all_heads = 1, p.batch * p.heads
         p.q_tiles = -(-p.seq_q // tiles.block_m)
     head_bytes = p.seq_k * key_bytes // (p.heads_per_kv * sequences)
-    p.section = max(1, min(all_heads, _CACHED_BYTES // max(1, head_bytes)))
+    least = -(-_LEAST_BLOCKS * compute_units // max(1, p.q_tiles))
+    p.section = max(1, min(all_heads, max(least, _CACHED_BYTES // max(1, head_bytes))))
     return int(p.q_tiles * all_heads)

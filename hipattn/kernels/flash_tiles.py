@@ -69,6 +69,8 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
         tiles = _rdna(arch, head_dim, value_dim)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
         tiles = _nvidia(arch, head_dim, value_dim)
+    elif arch in NVIDIA_ARCHS:
+        tiles = _nvidia_float(arch, head_dim, value_dim) or _fma(arch, head_dim, value_dim)
     elif dtype == "float32" or arch in _NO_MATRICES:
         tiles = _fma(arch, head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
@@ -204,6 +206,25 @@ def _nvidia_tiles(
     if float8:  # what is not converted yet
         lds += block_n * (q_row + v_row - 2 * _PAD)
     return Tiles("mma_nvidia.h" if stages == 1 else "mma_nvidia_double.h", waves, wave_rows, block_n, lds)
+
+
+def _nvidia_float(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
+    """Of what fits, the division of which eight waves find room on a multiprocessor, or most of them."""
+    largest = max(head_dim, value_dim)
+    if largest > 256:  # its sums would not fit a wave's registers
+        return None
+    rows = 32 if largest <= 128 else 16
+    divisions = ((4, 32), (8, 32), (4, 16), (2, 16), (1, 16))  # the first of equals was the fastest on an H100
+    choices = [_nvidia_float_tiles(head_dim, value_dim, waves, rows, block_n) for waves, block_n in divisions]
+    best = max(choices, key=lambda tiles: min(8, _resident(arch, tiles) * tiles.waves))
+    return best if _resident(arch, best) else None
+
+
+def _nvidia_float_tiles(head_dim: int, value_dim: int, waves: int, wave_rows: int, block_n: int) -> Tiles:
+    qk_row, v_row = _up(head_dim, 16), _up(value_dim, 16) + 4
+    qk_row += 0 if qk_row % 32 else 16
+    lds = 4 * (block_n * (qk_row + v_row) + waves * wave_rows * qk_row)
+    return Tiles("mma_nvidia_float.h", waves, wave_rows, block_n, lds)
 
 
 def _fma(arch: str, head_dim: int, value_dim: int, few_rows: int | None = None) -> Tiles | None:

@@ -33,8 +33,9 @@ struct Turn {
 __device__ inline Turn turn_of_block(const FlashFwdParams& p) {
     const unsigned q_tiles = p.q_tiles;
     if constexpr (BOUND_RIGHT) {
-        const unsigned section = blockIdx.x / (p.section * q_tiles), before = section * p.section;
-        const unsigned size = min(static_cast<unsigned>(p.section), gridDim.x / q_tiles - before);
+        const unsigned all = gridDim.x / q_tiles, last = all / p.section - 1;  // which has what is left, too
+        const unsigned section = min(blockIdx.x / (p.section * q_tiles), last), before = section * p.section;
+        const unsigned size = section < last ? p.section : all - before;
         const unsigned in_section = blockIdx.x - before * q_tiles;
         return {q_tiles - 1 - in_section / size, before + in_section % size};
     } else {

@@ -95,29 +95,9 @@ struct Dealt {
         return (key / GROUP * RUN + key % RUN) * KEY_LANES + key % GROUP / RUN;
     }
 };
-struct InOrder {
-    __device__ static int place(int key) { return key; }
-};
 using KTile = FloatTile<HEAD_DIM, QK_COLUMNS, QK_ROW, Dealt>;
 
-struct Queries {
-    static constexpr int BYTES = BLOCK_M * QK_ROW * sizeof(float);
-    const float* rows;  // of this wave
-
-    // `from` of the block; `count` of them exist. Read after the block's next barrier.
-    template <class Rows>
-    __device__ void load(const Rows& from, int count, bool negate, char* memory) {
-        using Mine = Pieces<BLOCK_M, QK_COLUMNS>;
-        float* lds = reinterpret_cast<float*>(memory);
-        rows = lds + wave_index() * WAVE_ROWS * QK_ROW;
-        for (int i = 0; i < Mine::EACH; ++i) {
-            if (!Mine::mine(i)) continue;
-            const int row = Mine::first_row() + Mine::down(i), column = Mine::first_column() + Mine::across(i);
-            store_piece<scalar>(load_piece(from.at(row) + column, HEAD_DIM - column, row < count),
-                        lds + row * QK_ROW + column, negate ? -1.0f : 1.0f);
-        }
-    }
-};
+using Queries = FloatQueries<QK_COLUMNS, QK_ROW>;
 
 // And behind it a strip of weights for each wave.
 struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
@@ -135,8 +115,6 @@ struct VTile : FloatTile<VALUE_DIM, V_COLUMNS, V_COLUMNS, InOrder> {
 // moves all reads of a body to its front.)
 constexpr int READS = 16;
 __device__ constexpr int unrolled(int reads) { return reads < READS ? READS / reads : 1; }
-
-__device__ inline Four read(const float* at) { return *reinterpret_cast<const Four*>(at); }
 
 __device__ inline void multiply_qk(Scores& scores, const Queries& queries, const KTile& k) {
     constexpr int UNROLLED = unrolled(Scores::ROWS + Scores::KEYS);

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "tile_async.h"
-#include "fragments_nvidia.h"
+#include "fragments_nvidia_16.h"
 #include "wgmma.h"
 
 static_assert(WAVE_ROWS == 16 && WAVES % 4 == 0, "four waves multiply 64 rows together");

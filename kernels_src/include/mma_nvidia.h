@@ -5,7 +5,7 @@
 #pragma once
 
 #include "tile_async.h"
-#include "fragments_nvidia.h"
+#include "fragments_nvidia_16.h"
 
 template <int ROWS, int WIDTH>
 struct PaddedRows {

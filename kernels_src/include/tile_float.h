@@ -6,32 +6,32 @@
 #pragma once
 
 #include "flash_block.h"
+#if defined(__HIP_PLATFORM_NVIDIA__)
+#include "ptx.h"
+#endif
 
 using Four = Vec<float, 4>;
+__device__ inline Four read(const float* at) { return *reinterpret_cast<const Four*>(at); }
+
 template <class T>
 using Piece = Vec<unsigned, sizeof(T)>;  // the bits of four elements: while they wait, narrow ones share registers
 
 #if defined(__HIP_PLATFORM_NVIDIA__)
 constexpr bool ASYNC = sizeof(cache_scalar) == 4;
 
-// Copies BYTES, or writes zeros where nothing exists; `from` is not read then.
+// Copies BYTES, or writes zeros where nothing exists. 16 go past L1: no other block of the multiprocessor is likely to
+// want them.
 template <int BYTES>
-__device__ inline void copy_async(float* lds, const void* from, bool exists) {
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(lds));
-    const unsigned size = exists ? BYTES : 0;
-    if constexpr (BYTES == 16)  // past L1: no other block of the multiprocessor is likely to want it
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(size)
-                     : "memory");
+__device__ inline void start_copy(float* lds, const void* from, bool exists) {
+    copy_async<BYTES, (BYTES < 16)>(shared_address(lds), from, exists);
 }
-__device__ inline void wait_async() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ inline void await_copies() { wait_for_copies(); }
 #else
 constexpr bool ASYNC = false;
 
 template <int BYTES>
-__device__ inline void copy_async(float*, const void*, bool) {}
-__device__ inline void wait_async() {}
+__device__ inline void start_copy(float*, const void*, bool) {}
+__device__ inline void await_copies() {}
 #endif
 
 // Four elements an access, or as many as the tensors' alignment admits.
@@ -88,6 +88,10 @@ struct Pieces {
     }
 };
 
+struct InOrder {
+    __device__ static int place(int key) { return key; }
+};
+
 // BLOCK_N rows of DIM elements, of which COLUMNS are kept, ROW floats from one to the next. Row j lies at
 // Order::place(j), which moves bits of j and changes none.
 template <int DIM, int COLUMNS, int ROW, class Order>
@@ -116,19 +120,20 @@ struct FloatTile {
             if constexpr (ASYNC) {
 #pragma unroll
                 for (int part = 0; part < 4; part += ACCESS)
-                    copy_async<ACCESS * sizeof(cache_scalar)>(at + part, row(first, i) + part,
-                                                        exists(first, i) && part < columns(i));
+                    start_copy<ACCESS * sizeof(cache_scalar)>(at + part, row(first, i) + part,
+                                                              exists(first, i) && part < columns(i));
             } else {
                 store_piece<cache_scalar>(held[i], at);
             }
         }
     }
-    __device__ void arrive() const { wait_async(); }
+    __device__ void arrive() const { await_copies(); }
 
     // Replaces what is not finite by 0; returns whether there was any among this thread's part.
     __device__ bool clean() {
         bool found = false;
         for (int at = threadIdx.x * 4; at < BLOCK_N * ROW; at += THREADS * 4) {
+            if (at % ROW >= COLUMNS) continue;
             Four& x = *reinterpret_cast<Four*>(lds + at);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
@@ -154,4 +159,25 @@ private:
     __device__ bool exists(int first, int i) const { return first + Mine::first_row() + Mine::down(i) < rows; }
     // How many there are from the piece's first on.
     __device__ static int columns(int i) { return COLUMNS == DIM ? 4 : DIM - Mine::first_column() - Mine::across(i); }
+};
+
+// A block's rows of q, ROW floats from one to the next.
+template <int COLUMNS, int ROW>
+struct FloatQueries {
+    static constexpr int BYTES = BLOCK_M * ROW * sizeof(float);
+    const float* rows;  // of this wave
+
+    // `from` of the block; `count` of them exist. Read after the block's next barrier.
+    template <class Rows>
+    __device__ void load(const Rows& from, int count, bool negate, char* memory) {
+        using Mine = Pieces<BLOCK_M, COLUMNS>;
+        float* lds = reinterpret_cast<float*>(memory);
+        rows = lds + wave_index() * WAVE_ROWS * ROW;
+        for (int i = 0; i < Mine::EACH; ++i) {
+            if (!Mine::mine(i)) continue;
+            const int row = Mine::first_row() + Mine::down(i), column = Mine::first_column() + Mine::across(i);
+            store_piece<scalar>(load_piece(from.at(row) + column, HEAD_DIM - column, row < count),
+                        lds + row * ROW + column, negate ? -1.0f : 1.0f);
+        }
+    }
 };

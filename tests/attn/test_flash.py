@@ -134,6 +134,15 @@ def test_any_lengths(stream: Stream, lengths: tuple[int, int]) -> None:
         check_flash(stream, q, k, v, causal=causal)
 
 
+@pytest.mark.usefixtures("_fresh_plans")
+@pytest.mark.parametrize("section", [1, 2, 3, 5, 6])
+def test_heads_in_sections(stream: Stream, monkeypatch: pytest.MonkeyPatch, section: int) -> None:
+    """Six heads and batch entries, of which so many are visited at a time, and at last as many as are left."""
+    monkeypatch.setattr(flash_fwd, "_LEAST_BLOCKS", 0)
+    monkeypatch.setattr(flash_fwd, "_CACHED_BYTES", section * 150 * (32 + 32) * 2)
+    check_flash(stream, *qkv(2, 300, 150, 3, 3, 32, dtype=np.float16), causal=True)
+
+
 @pytest.mark.parametrize("heads", [(1, 1), (5, 5), (6, 3), (8, 1)], ids=str)
 def test_any_heads(stream: Stream, heads: tuple[int, int]) -> None:
     q, k, v = qkv(3, 20, 37, *heads, 32, dtype=np.float16)

@@ -54,11 +54,20 @@ __device__ inline void wait_for_copies() {
     }
 }
 
+template <class T>
+struct NarrowOf {
+    using type = T;
+};
+template <>
+struct NarrowOf<float> {  // whose layer packs none
+    using type = f16;
+};
+using Narrow = NarrowOf<scalar>::type;
 struct Halves {
-    scalar at[2];
+    Narrow at[2];
 };
 __device__ inline unsigned pack(float low, float high) {
-    return __builtin_bit_cast(unsigned, Halves{static_cast<scalar>(low), static_cast<scalar>(high)});
+    return __builtin_bit_cast(unsigned, Halves{static_cast<Narrow>(low), static_cast<Narrow>(high)});
 }
 __device__ inline float half_of(unsigned word, int which) {
     return static_cast<float>(__builtin_bit_cast(Halves, word).at[which]);
@@ -97,7 +106,7 @@ __device__ inline void load_matrices_transposed(unsigned (&x)[4], unsigned row_a
         Halves halves;
         for (int half = 0; half < 2; ++half) {
             const char* row = shared_pointer(__shfl(static_cast<int>(row_address), 8 * i + lane % 4 * 2 + half));
-            halves.at[half] = reinterpret_cast<const scalar*>(row)[lane / 4];
+            halves.at[half] = reinterpret_cast<const Narrow*>(row)[lane / 4];
         }
         x[i] = __builtin_bit_cast(unsigned, halves);
     }
@@ -116,4 +125,26 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned 
         }
         for (int i = 0; i < 4; ++i) c[i] += row[i / 2] * column[i % 2];
     }
+}
+
+// PTX ISA, "Matrix fragments for mma.m16n8k8". The machine adds with a few bits more than a float's and cuts the sum off.
+__device__ inline float tf32(unsigned bits) { return __builtin_bit_cast(float, bits & 0xffffe000u); }
+__device__ inline float cut_off(double x) {
+    const float near = static_cast<float>(x);
+    const unsigned bits = __builtin_bit_cast(unsigned, near);
+    const bool outside = __builtin_fabs(static_cast<double>(near)) > __builtin_fabs(x) && is_finite(near);
+    return outside ? __builtin_bit_cast(float, bits - 1) : near;
+}
+__device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const int lane = threadIdx.x % 32;
+    double sum[4] = {c[0], c[1], c[2], c[3]};
+    for (int k = 0; k < 8; ++k) {
+        float row[2], column[2];  // a[lane / 4 + 8 i][k], b[k][2 (lane % 4) + i]
+        for (int i = 0; i < 2; ++i) {
+            row[i] = tf32(__shfl(static_cast<int>(a[k / 4 * 2 + i]), lane / 4 * 4 + k % 4));
+            column[i] = tf32(__shfl(static_cast<int>(k / 4 ? b1 : b0), (lane % 4 * 2 + i) * 4 + k % 4));
+        }
+        for (int i = 0; i < 4; ++i) sum[i] += static_cast<double>(row[i / 2]) * column[i % 2];
+    }
+    for (int i = 0; i < 4; ++i) c[i] = cut_off(sum[i]);
 }

@@ -12,17 +12,17 @@ import pytest
 from hipattn import Device, Stream
 from hipattn.compiler import specialise
 from hipattn.kernels import flash_decode, flash_fwd, float8
-from hipattn.kernels.flash_tiles import Tiles, _nvidia_tiles
+from hipattn.kernels.flash_tiles import Tiles, _nvidia_float_tiles, _nvidia_tiles
 from hipattn.runtime import bindings
 from tests.helpers.decode import Caches, check_decode, decode
 from tests.helpers.features import FEATURES, Sizes
-from tests.helpers.flash import check_flash
+from tests.helpers.flash import Expected, check_flash
 from tests.helpers.inputs import qkv
 from tests.helpers.padded import same_bits
 from tests.helpers.pairwise import pairwise
 from tests.helpers.tolerance import BFLOAT16
 
-F16 = np.dtype(np.float16)
+F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
 INSTRUCTIONS = Path(__file__).parents[1] / "helpers" / "ptx.h"
 
 
@@ -41,6 +41,8 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch, _fresh_plans: None) -> 
 
     def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles:
         largest = max(head_dim, value_dim)
+        if dtype == "float32":
+            return _nvidia_float_tiles(head_dim, value_dim, 2, 32 if largest <= 64 else 16, 32 if largest <= 64 else 16)
         return _nvidia_tiles(head_dim, value_dim, *((4, 32, 32) if largest <= 64 else (2, 32, 16)))
 
     def choose_decode(
@@ -125,3 +127,25 @@ def test_forward(stream: Stream, feature: str, dims: tuple[int, int]) -> None:
     dtype = BFLOAT16 if feature == "causal" else F16
     q, k, v = qkv(**sizes, heads_q=4, heads_kv=2, head_dim=dims[0], value_dim=dims[1], dtype=dtype)
     check_flash(stream, q, k, v, **FEATURES[feature](Sizes(**sizes, heads=4, dtype=dtype)))
+
+
+@pytest.mark.parametrize("stages", [1], indirect=True, ids=[""])
+@pytest.mark.parametrize("feature", ["plain", "causal", "window", "bias", "mask_mod", "sinks", "negative scale"])
+@pytest.mark.parametrize("dims", [(64, 64), (40, 24), (7, 130), (128, 96)])
+def test_forward_in_float32(stream: Stream, feature: str, dims: tuple[int, int]) -> None:
+    sizes = {"batch": 2, "seq_q": 70, "seq_k": 110}
+    q, k, v = qkv(**sizes, heads_q=4, heads_kv=2, head_dim=dims[0], value_dim=dims[1], dtype=F32)
+    check_flash(stream, q, k, v, **FEATURES[feature](Sizes(**sizes, heads=4, dtype=F32)))
+
+
+@pytest.mark.parametrize("stages", [1], indirect=True, ids=[""])
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_in_float32(stream: Stream, which: str, value: float) -> None:
+    """It is one element of its row; the other operand's are of many digits and of few."""
+    q, k, v = qkv(1, 40, 70, 2, 2, 64, dtype=F32)
+    q[:, ::2], k[:, ::2] = np.sign(q[:, ::2]), np.sign(k[:, ::2])
+    {"q": q, "k": k, "v": v}[which][0, 7, 1, 5] = value
+    expected = Expected.of(q, k, v)
+    assert not np.isfinite(expected.out).all()
+    check_flash(stream, q, k, v, expected=expected)
