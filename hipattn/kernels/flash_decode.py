@@ -427,18 +427,18 @@ def best_splits(
     assert tiles is not None
     blocks, keys = batch * heads_kv * -(-rows // tiles.block_m), _visible(capacity, seq_q, formula)
     key_bytes = (head_dim + value_dim) * (1 if float8 else dtype.itemsize)
-    return _splits(device.compute_units, blocks, min(rows, tiles.wave_rows), keys, tiles.block_n, key_bytes)
+    return _splits(device.compute_units, blocks, min(rows, tiles.wave_rows), keys, tiles.keys_on_the_way, key_bytes)
 
 
 @lru_cache(maxsize=4096)
-def _splits(units: int, blocks: int, rows: int, keys: int, block_n: int, key_bytes: int) -> int:
+def _splits(units: int, blocks: int, rows: int, keys: int, keys_at_once: int, key_bytes: int) -> int:
     """Return among how many blocks to split `keys`, for the least time by a simple count.
 
-    The unit of time is what a compute unit's share of the memory's bandwidth takes for a tile. A block has a tile on
-    its way, so that fewer blocks than `_ON_THE_WAY` leave some of the bandwidth. A block costs two tiles to start; and
-    to make one result of `rows` rows takes at most as long as a tile for each four of them and eight parts.
+    The unit of time is what a compute unit's share of the memory's bandwidth takes for the `keys_at_once` that a block
+    has on their way: fewer blocks than `_ON_THE_WAY` leave some of the bandwidth. A block takes two units to start; and
+    to make one result of `rows` rows takes at most a unit for each four of them and eight parts.
     """
-    count, enough = max(1, -(-keys // block_n)), _ON_THE_WAY / (block_n * key_bytes)
+    count, enough = max(1, -(-keys // keys_at_once)), _ON_THE_WAY / (keys_at_once * key_bytes)
 
     def time(splits: int) -> float:
         merging = (1 + splits / 8) * -(-rows // 4) if splits > 1 else 0.0

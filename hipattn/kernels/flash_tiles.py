@@ -41,6 +41,8 @@ class Tiles:
         Lanes of a wave that share a row, where there are no matrix instructions.
     row_waves : int or None
         How many waves have rows, if not all: the others only bring keys.
+    stages : int
+        Tiles of keys that a block has room for.
     """
 
     layer: str
@@ -52,11 +54,17 @@ class Tiles:
     matrix_rows: int = 16
     key_lanes: int = 8
     row_waves: int | None = None
+    stages: int = 1
 
     @property
     def block_m(self) -> int:
         """Query rows of a block."""
         return (self.row_waves or self.waves) * self.wave_rows
+
+    @property
+    def keys_on_the_way(self) -> int:
+        """Keys that a block waits for while it computes, or else where it has one tile."""
+        return max(1, self.stages - 1) * self.block_n
 
 
 @lru_cache
@@ -175,11 +183,12 @@ def _nvidia_decode(arch: str, head_dim: int, value_dim: int, row_waves: int, flo
     """For `row_waves` waves of rows. Blocks of a multiprocessor count most: without two of them it often waits."""
     largest = max(head_dim, value_dim)
     if not float8:
-        # 32 KB of keys and values each, the fastest on an H100; so were the waves, which bring them together.
-        waves, block_n = (2, 128) if largest <= 64 else (4, 64) if largest <= 128 else (4, 32)
-        two_stages = _nvidia_tiles(head_dim, value_dim, max(waves, row_waves), 16, block_n, stages=2)
-        if _resident(arch, two_stages) >= 2:
-            return two_stages
+        # 32 KB of keys and values on the way, the fastest on an H100; so were the waves, which bring them together.
+        # More are slower: they come by way of L1, which has what local memory leaves.
+        waves, block_n, stages = (2, 128, 2) if largest <= 64 else (4, 64, 2) if largest <= 128 else (4, 16, 3)
+        ring = _nvidia_tiles(head_dim, value_dim, max(waves, row_waves), 16, block_n, stages=stages)
+        if _resident(arch, ring) >= 2:
+            return ring
     block_n = 64 if largest <= 128 else 32
     choices = [_nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8) for waves in (1, 2, 4)]
     enough = [tiles for tiles in choices if tiles.waves >= row_waves and _resident(arch, tiles)]
@@ -205,7 +214,8 @@ def _nvidia_tiles(
     lds = 2 * (stages * block_n * (q_row + v_row) + waves * wave_rows * q_row)
     if float8:  # what is not converted yet
         lds += block_n * (q_row + v_row - 2 * _PAD)
-    return Tiles("mma_nvidia.h" if stages == 1 else "mma_nvidia_double.h", waves, wave_rows, block_n, lds)
+    layer = "mma_nvidia.h" if stages == 1 else "mma_nvidia_ring.h"
+    return Tiles(layer, waves, wave_rows, block_n, lds, stages=stages)
 
 
 def _nvidia_float(arch: str, head_dim: int, value_dim: int) -> Tiles | None:

@@ -6,7 +6,7 @@
 
 // Rows of q, from the block's first on.
 struct PackedRows {
-    static constexpr bool EVEN = false;
+    static constexpr bool EVEN = false, PAGES = false;
     __device__ static constexpr int even_run(int) { return 1; }
     const scalar* base;  // query 0 of the group's first head
     i64 query_stride, stride;  // `stride`: from head to head

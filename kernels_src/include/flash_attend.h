@@ -6,8 +6,8 @@
 #include "flash_walk_ahead.h"
 #elif defined(OVERLAPPED_PRODUCTS)
 #include "flash_walk_overlap.h"
-#elif defined(DOUBLE_BUFFERED)
-#include "flash_walk_double.h"
+#elif defined(RING)
+#include "flash_walk_ring.h"
 #else
 #include "flash_walk.h"
 #endif

@@ -16,10 +16,10 @@ __device__ inline float as_float(cache_scalar x) { return static_cast<float>(x);
 constexpr bool QUANTISED = !same<cache_scalar, scalar>;
 
 // Rows of a tensor, evenly spaced. Other kinds of rows say how many of `count`, which begin at a multiple of it, are
-// spaced by `stride`: even_run(count) of them, from each multiple of that on.
+// spaced by `stride`: even_run(count) of them, from each multiple of that on. PAGES: a table says where they are.
 template <class T>
 struct EvenRows {
-    static constexpr bool EVEN = true;
+    static constexpr bool EVEN = true, PAGES = false;
     __device__ static constexpr int even_run(int count) { return count; }
     const T* base;
     i64 stride;

@@ -125,7 +125,7 @@ struct Block {
     bool idle;            // none of the wave's rows exists: it only brings keys
 };
 
-#ifndef DOUBLE_BUFFERED
+#ifndef RING
 __device__ inline void first_keys(const Range&, const KTile&, const VTile&) {}  // the walk brings them
 #endif
 

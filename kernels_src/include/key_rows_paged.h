@@ -7,7 +7,7 @@
 #define PAGED
 
 struct KeyRows {
-    static constexpr bool EVEN = false;
+    static constexpr bool EVEN = false, PAGES = true;
     __device__ static constexpr int even_run(int count) {
         return PAGE_SIZE % count == 0 ? count : count % PAGE_SIZE == 0 ? PAGE_SIZE : 1;
     }
@@ -15,13 +15,10 @@ struct KeyRows {
     i64 stride, page_stride;
     const int* table;
 
-    __device__ const cache_scalar* at(unsigned row) const { return in_page(table[row / PAGE_SIZE], row); }
-    __device__ const cache_scalar* common_at(unsigned row) const {
-        return in_page(common_value(table[row / PAGE_SIZE]), row);
-    }
-
-private:
-    __device__ const cache_scalar* in_page(int page, unsigned row) const {
+    __device__ int page(unsigned row) const { return table[row / PAGE_SIZE]; }
+    __device__ const cache_scalar* at(unsigned row, int page) const {
         return base + page * page_stride + row % PAGE_SIZE * stride;
     }
+    __device__ const cache_scalar* at(unsigned row) const { return at(row, page(row)); }
+    __device__ const cache_scalar* common_at(unsigned row) const { return at(row, common_value(page(row))); }
 };

@@ -14,14 +14,17 @@ struct PaddedRows {
     __device__ static void publish() {}
 };
 
-#if defined(CACHE_E4M3) && defined(DOUBLE_BUFFERED)
+#if defined(CACHE_E4M3) && defined(RING)
 #error "what is converted has one stage"
 #elif defined(CACHE_E4M3)
 template <int DIM, class Layout>
 using Tile = ConvertedTile<DIM, Layout>;
-#elif defined(DOUBLE_BUFFERED)
+#elif defined(RING)
+// As many as LDS_BYTES leaves room for beside q.
+constexpr int FREE = LDS_BYTES / sizeof(scalar) - PaddedRows<BLOCK_M, QK_COLUMNS>::ELEMENTS;
+constexpr int STAGES = FREE / (PaddedRows<BLOCK_N, QK_COLUMNS>::ELEMENTS + PaddedRows<BLOCK_N, V_COLUMNS>::ELEMENTS);
 template <int DIM, class Layout>
-using Tile = DoubleTile<DIM, Layout>;
+using Tile = RingTile<DIM, Layout, STAGES>;
 #else
 template <int DIM, class Layout>
 using Tile = AsyncTile<DIM, Layout>;
@@ -33,7 +36,7 @@ struct Queries {
     using Layout = PaddedRows<BLOCK_M, QK_COLUMNS>;
     static constexpr int BYTES = Layout::ELEMENTS * sizeof(scalar);
     static constexpr int TILES = WAVE_ROWS / 16, STEPS = QK_COLUMNS / 16;
-#ifdef DOUBLE_BUFFERED
+#ifdef RING
     static constexpr bool WITH_KEYS = true;  // they arrive with the first, and stay where they are
 #else
     static constexpr bool WITH_KEYS = false;

@@ -37,6 +37,13 @@ __device__ inline void copy_async(unsigned to, const void* from, bool exists) {
 // Until this thread's copies have arrived.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Makes a group of this thread's copies since the last; and waits until all but MOST groups have arrived.
+__device__ inline void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int MOST>
+__device__ inline void wait_for_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(MOST) : "memory");
+}
+
 // Two numbers in 16 bits each, rounded to nearest even, the first in the low half.
 __device__ inline unsigned pack(float low, float high) {
     unsigned both;

@@ -10,7 +10,7 @@ using Eight = Vec<scalar, 8>;
 
 // Whether copies go by way of the first level of the caches. It asks the second for whole lines at a time, and DRAM
 // gives 4 % more (H100); but what is in the second level already comes more slowly.
-#ifdef DOUBLE_BUFFERED
+#ifdef RING
 template <class T>
 constexpr bool THROUGH_L1 = true;
 #else
@@ -35,18 +35,46 @@ __device__ inline void copy_parts(T* to, const T* row, int column, bool exists) 
 
 // Copies ROWS rows of `count` of DIM elements at a time, a part each of COUNT threads.
 template <int DIM, class Layout, int ROWS, int COUNT, class Rows>
-struct Copy {
+class Copy {
+    static constexpr int PIECES = Layout::COLUMNS / 8, STEP = COUNT / PIECES;
+    // The threads make up whole rows, STEP of them: a thread stays in its column.
+    static constexpr bool WHOLE = VECTOR == 8 && DIM == Layout::COLUMNS && COUNT % PIECES == 0 &&
+                                  STEP % Layout::PERIOD == 0 && ROWS % STEP == 0;
+    // Of a thread's rows EACH are at even distances: a run.
+    static constexpr int RUN = Rows::even_run(ROWS), EACH = !WHOLE || RUN % STEP ? 1 : RUN / STEP;
+    static constexpr int RUNS = WHOLE ? ROWS / STEP / EACH : 1;
+    // Of a run that is no thread's own, all threads look up the same page.
+    static constexpr bool OWN = WHOLE && RUN % STEP;
+
+public:
     __device__ Copy(const Rows& source, int count, int which) : from(source), rows(count), thread(which) {
         from.base += own_place();
+    }
+
+    // The pages of a thread's runs. They are read from memory: best some time before they are needed.
+    struct Pages {
+        int of[RUNS];
+    };
+    __device__ Pages find(int first) const {
+        Pages pages;
+        if constexpr (WHOLE && Rows::PAGES)
+            if (first + ROWS <= rows)
+#pragma unroll
+                for (int i = 0; i < RUNS; ++i) pages.of[i] = from.page(row_of(first, i));
+        return pages;
     }
 
     // Rows first .. first + ROWS - 1, to row `lds_row` on of `lds`.
     template <class T>
     __device__ void operator()(T* lds, int lds_row, int first) const {
-        if constexpr (VECTOR == 8 && DIM == Layout::COLUMNS && COUNT % PIECES == 0 &&
-                      STEP % Layout::PERIOD == 0 && ROWS % STEP == 0) {
+        (*this)(lds, lds_row, first, find(first));
+    }
+    // Where find(first) was called before.
+    template <class T>
+    __device__ void operator()(T* lds, int lds_row, int first, const Pages& pages) const {
+        if constexpr (WHOLE) {
             if (first + ROWS <= rows) {
-                copy_whole(lds, lds_row, first);
+                copy_whole(lds, lds_row, first, pages);
                 return;
             }
         }
@@ -68,7 +96,6 @@ struct Copy {
     }
 
 private:
-    static constexpr int PIECES = Layout::COLUMNS / 8, STEP = COUNT / PIECES;
     Rows from;  // even ones begin at this thread's piece: an address less to keep
     int rows, thread;
 
@@ -76,23 +103,21 @@ private:
         if constexpr (Rows::EVEN) return thread / PIECES * from.stride + thread % PIECES * 8;
         else return 0;
     }
+    __device__ int row_of(int first, int run) const { return first + run * EACH * STEP + (OWN ? thread / PIECES : 0); }
 
-    // All rows exist, and the threads make up whole rows, STEP of them: a thread stays in its column.
+    // All rows exist.
     template <class T>
-    __device__ void copy_whole(T* lds, int lds_row, int first) const {
+    __device__ void copy_whole(T* lds, int lds_row, int first, const Pages& pages) const {
         const int row = thread / PIECES, column = thread % PIECES * 8;
         const unsigned to = shared_address(lds + Layout::offset(lds_row + row, column));
-        constexpr int STEPS = ROWS / STEP, RUN = Rows::even_run(ROWS);
-        constexpr int EACH = RUN % STEP == 0 ? RUN / STEP : 1;  // at even distances
-        constexpr int UNROLLED = EACH > 1 ? STEPS / EACH : 4;
-#pragma unroll UNROLLED
-        for (int i = 0; i < STEPS; i += EACH) {
-            const int next = first + i * STEP;
-            const T* at;
-            if constexpr (Rows::EVEN) at = from.at(next);
-            else at = column + (RUN % STEP ? from.at(next + row) : from.at(next) + row * from.stride);
 #pragma unroll
-            for (int j = i; j < i + EACH; ++j, at += STEP * from.stride)
+        for (int i = 0; i < RUNS; ++i) {
+            const T* at;
+            if constexpr (Rows::PAGES) at = from.at(row_of(first, i), pages.of[i]);
+            else at = from.at(row_of(first, i));
+            if constexpr (!Rows::EVEN) at += column + (OWN ? 0 : row * from.stride);
+#pragma unroll
+            for (int j = i * EACH; j < (i + 1) * EACH; ++j, at += STEP * from.stride)
                 copy_eight(to + Layout::offset(j * STEP, 0) * static_cast<int>(sizeof(T)), at);
         }
     }
@@ -110,16 +135,17 @@ __device__ inline unsigned nonfinite_signs(const scalar* at) {
 template <int DIM, class Layout, int STAGES = 1>
 struct AsyncTile {
     static constexpr int BYTES = STAGES * Layout::ELEMENTS * sizeof(scalar);
+    using Mover = Copy<DIM, Layout, BLOCK_N, THREADS, KeyRows>;
 
     __device__ AsyncTile(const KeyRows& from, int count, char* memory)
-        : lds(reinterpret_cast<scalar*>(memory)), copy(from, count, threadIdx.x) {}
+        : copy(from, count, threadIdx.x), lds(reinterpret_cast<scalar*>(memory)) {}
 
     __device__ void fetch(int) const {}
     __device__ void store(int first) const {
         copy(coming(), 0, first);
     }
     __device__ void turn() { stage ^= 1; }
-    __device__ scalar* present() const { return lds + stage * Layout::ELEMENTS; }
+    __device__ scalar* present() const { return at(stage); }
     __device__ void arrive() const {
         wait_for_copies();
         Layout::publish();
@@ -128,6 +154,11 @@ struct AsyncTile {
     __device__ bool clean() const { return clean(coming()); }
 
 protected:
+    Mover copy;
+    int stage = STAGES - 1;  // so that what is stored first comes to lie in front
+
+    __device__ scalar* at(int which) const { return lds + which * Layout::ELEMENTS; }
+
     // Replaces what is not finite by 0; returns whether there was any among this thread's part.
     __device__ static bool clean(scalar* tile) {
         constexpr int PIECES = Layout::COLUMNS / 8, ALL = BLOCK_N * PIECES;
@@ -154,17 +185,23 @@ protected:
 
 private:
     scalar* lds;
-    Copy<DIM, Layout, BLOCK_N, THREADS, KeyRows> copy;
-    int stage = STAGES - 1;  // so that what is stored first comes to lie in front
 
-    __device__ scalar* coming() const { return lds + (STAGES - 1 - stage) * Layout::ELEMENTS; }
+    __device__ scalar* coming() const { return at(STAGES - 1 - stage); }
 };
 
-// Two stages for a walk that stores the next tile before it is done with this one.
-template <int DIM, class Layout>
-struct DoubleTile : AsyncTile<DIM, Layout, 2> {
-    using Base = AsyncTile<DIM, Layout, 2>;
+// STAGES tiles in turn, for a walk that stores tiles ahead: the one `ahead` of 0 is what the next turn() makes present.
+template <int DIM, class Layout, int STAGES>
+struct RingTile : AsyncTile<DIM, Layout, STAGES> {
+    static_assert(STAGES >= 2);
+    using Base = AsyncTile<DIM, Layout, STAGES>;
     using Base::Base;
+    using Pages = typename Base::Mover::Pages;
+    __device__ Pages find(int first) const { return this->copy.find(first); }
+    __device__ void store(int first, int ahead, const Pages& pages) const {
+        const int stage = this->stage + 1 + ahead;
+        this->copy(this->at(stage < STAGES ? stage : stage - STAGES), 0, first, pages);
+    }
+    __device__ void turn() { this->stage = this->stage + 1 < STAGES ? this->stage + 1 : 0; }
     __device__ bool clean() const { return Base::clean(this->present()); }
 };
 

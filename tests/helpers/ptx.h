@@ -13,8 +13,11 @@ struct PendingCopy {
 };
 struct Pending {
     static constexpr int MOST = THREADS <= 64 ? 24 : 12;  // what its memory leaves to the kernel
+    static constexpr int MOST_GROUPS = 4;
     PendingCopy copies[THREADS][MOST];
-    int last[THREADS];  // of a thread's; -1: none
+    int last[THREADS];                 // of a thread's; -1: none
+    int groups[THREADS];               // the last of a thread's; -1: none
+    int ends[THREADS][MOST_GROUPS];    // the last copies of its groups
 };
 // The simulator fills shared memory with ones when a block begins.
 __device__ inline Pending& pending() {
@@ -45,12 +48,33 @@ __device__ inline void copy_async(unsigned to, const void* from, bool exists = t
     all.copies[threadIdx.x][which] = {exists ? static_cast<const char*>(from) : nullptr, to, BYTES};
     for (int i = 0; i < BYTES; ++i) shared_pointer(to)[i] = -1;
 }
+__device__ inline void arrive(const PendingCopy& copy) {
+    for (int i = 0; i < copy.bytes; ++i) shared_pointer(copy.to)[i] = copy.from ? copy.from[i] : 0;
+}
 __device__ inline void wait_for_copies() {
     Pending& all = pending();
     int& last = all.last[threadIdx.x];
-    for (; last >= 0; --last) {
-        const PendingCopy& copy = all.copies[threadIdx.x][last];
-        for (int i = 0; i < copy.bytes; ++i) shared_pointer(copy.to)[i] = copy.from ? copy.from[i] : 0;
+    for (; last >= 0; --last) arrive(all.copies[threadIdx.x][last]);
+    all.groups[threadIdx.x] = -1;
+}
+__device__ inline void end_group() {
+    Pending& all = pending();
+    const int which = ++all.groups[threadIdx.x];
+    require(which < Pending::MOST_GROUPS);
+    all.ends[threadIdx.x][which] = all.last[threadIdx.x];
+}
+template <int MOST>
+__device__ inline void wait_for_groups() {
+    Pending& all = pending();
+    int &last = all.last[threadIdx.x], &groups = all.groups[threadIdx.x];
+    PendingCopy* copies = all.copies[threadIdx.x];
+    int* ends = all.ends[threadIdx.x];
+    for (; groups >= MOST; --groups) {
+        const int arrived = ends[0] + 1;
+        for (int i = 0; i < arrived; ++i) arrive(copies[i]);
+        for (int i = arrived; i <= last; ++i) copies[i - arrived] = copies[i];
+        last -= arrived;
+        for (int group = 1; group <= groups; ++group) ends[group - 1] = ends[group] - arrived;
     }
 }
 

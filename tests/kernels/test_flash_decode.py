@@ -31,14 +31,14 @@ def test_whether_heads_fit_does_not_depend_on_how_many_queries_there_are(arch: s
         assert len(found) == 1
 
 
-def test_two_stages_where_two_blocks_have_room() -> None:
+def test_a_ring_of_tiles_where_two_blocks_have_room() -> None:
     layers = {
         (arch, dim, float8): choose_decode(arch, "float16", dim, dim, 4, float8).layer  # type: ignore[union-attr]
         for arch, dim, float8 in product(("sm_80", "sm_86", "sm_90"), (64, 128, 256), (False, True))
     }
-    double = {key for key, layer in layers.items() if layer == "mma_nvidia_double.h"}
-    assert double == {("sm_80", 64, False), *(("sm_90", dim, False) for dim in (64, 128, 256))}
-    assert set(layers.values()) == {"mma_nvidia.h", "mma_nvidia_double.h"}
+    rings = {key for key, layer in layers.items() if layer == "mma_nvidia_ring.h"}
+    assert rings == {("sm_80", 64, False), *(("sm_90", dim, False) for dim in (64, 128, 256))}
+    assert set(layers.values()) == {"mma_nvidia.h", "mma_nvidia_ring.h"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def test_the_device_is_busy_whatever_the_batch(chip: Any) -> None:
     assert tiles is not None
     for batch, keys in product((1, 8, 32, 64, 1000), (1, 100, 2048, 131072)):
         blocks = batch * 8
-        splits = flash_decode._splits(chip.compute_units, blocks, 4, keys, tiles.block_n, 512)
+        splits = flash_decode._splits(chip.compute_units, blocks, 4, keys, tiles.keys_on_the_way, 512)
         assert 1 <= splits <= min(256, -(-keys // tiles.block_n))
         if keys == 131072:
             assert blocks * splits >= chip.compute_units

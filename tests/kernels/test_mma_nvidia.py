@@ -26,7 +26,7 @@ F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
 INSTRUCTIONS = Path(__file__).parents[1] / "helpers" / "ptx.h"
 
 
-@pytest.fixture(params=[1, 2], ids=["one stage", "two stages"])
+@pytest.fixture(params=[1, 2, 3], ids=["one stage", "two stages", "three stages"])
 def stages(request: pytest.FixtureRequest) -> int:
     """Tiles of keys that a block of flash_decode holds, if it has not to convert them."""
     return request.param
@@ -54,8 +54,9 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch, _fresh_plans: None) -> 
         float8: bool = False,
     ) -> Tiles:
         largest = max(head_dim, value_dim)
-        waves, block_n = 4 if rows > 32 and largest <= 128 else 2, 32 if largest <= 64 else 16
-        return _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, stages=1 if float8 else stages, float8=float8)
+        waves, block_n = 4 if rows > 32 and largest <= 128 and stages < 3 else 2, 32 if largest <= 64 else 16
+        held = 1 if float8 else min(stages, 2 if largest > 128 else 3)
+        return _nvidia_tiles(head_dim, value_dim, waves, 16, block_n, stages=held, float8=float8)
 
     texts = {**specialise.headers(), "include/ptx.h": INSTRUCTIONS.read_text()}
     monkeypatch.setattr(specialise, "headers", lambda: texts)
@@ -67,7 +68,7 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch, _fresh_plans: None) -> 
 
 SHAPES = pairwise(
     {
-        "stages": [1, 2, "float8"],
+        "stages": [1, 2, 3, "float8"],
         "dims": [(64, 64), (40, 24), (128, 64), (128, 128), (7, 200), (200, 40)],
         "heads": [(2, 2), (8, 2), (7, 1)],
         "seq_q": [1, 5, 20],
