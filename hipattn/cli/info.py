@@ -60,10 +60,16 @@ class Situation:
     devices: list[Device] = field(default_factory=list)
 
 
-_ADVICE = (
-    "without a GPU, HIPATTN_PLATFORM=amd compiles for one (with ROCm; ROCM_PATH names where it is) and "
-    "HIPATTN_PLATFORM=cpu simulates one (with pip install 'hipattn[cpu]')"
-)
+_WITHOUT_GPU = {
+    "amd": "HIPATTN_PLATFORM=amd compiles for one (with ROCm; ROCM_PATH names where it is)",
+    "cpu": "HIPATTN_PLATFORM=cpu simulates one (with pip install 'hipattn[cpu]')",
+}
+
+
+def _advice() -> str:
+    """Name what else can be set."""
+    chosen = config.get("HIPATTN_PLATFORM")
+    return "without a GPU, " + " and ".join(text for name, text in _WITHOUT_GPU.items() if name != chosen)
 
 
 def look() -> Situation:
@@ -72,10 +78,10 @@ def look() -> Situation:
         with _without_warnings():  # the reason is printed anyway
             platform = bindings.platform()
     except PlatformError as error:
-        return Situation(None, str(error), _ADVICE)
+        return Situation(None, str(error), _advice())
     devices = [Device(index) for index in range(Device.count())]
     by_default = platform.simulated and config.get("HIPATTN_PLATFORM") == "auto"
-    return Situation(platform.name, platform.reason, _ADVICE if by_default or not devices else "", devices)
+    return Situation(platform.name, platform.reason, _advice() if by_default or not devices else "", devices)
 
 
 def versions(situation: Situation) -> dict[str, str | None]:
