@@ -51,7 +51,7 @@ __device__ inline void write(const FlashDecodeParams& p, const Place& place, Out
 __device__ inline void merge_parts(const FlashDecodeParams& p, const Place& place, int& flag) {
     if (!comes_last(static_cast<unsigned*>(p.tickets) + blockIdx.x, p.splits, flag)) return;
     const int end = min(place.first_row + BLOCK_M, place.rows());
-    constexpr int SHARE = (GROUP + WAVES - 1) / WAVES, ROWS = SHARE < 4 ? SHARE : 4;  // at once
+    constexpr int SHARE = (GROUP + WAVES - 1) / WAVES, ROWS = SHARE < 4 ? SHARE : 4, PARTS = 16 / ROWS;  // at once
     for (int first = place.first_row + wave_index() * ROWS; first < end; first += WAVES * ROWS) {
         MergedRow rows[ROWS];
 #pragma unroll
@@ -62,7 +62,8 @@ __device__ inline void merge_parts(const FlashDecodeParams& p, const Place& plac
             rows[r].lse = static_cast<const float*>(p.part_lse) + part;
             rows[r].out = out_row(p, place, row);
         }
-        merge(rows, end - first, p.splits);
+        if (PARTS > 4 && p.splits <= 4) merge<4>(rows, end - first, p.splits);
+        else merge<PARTS>(rows, end - first, p.splits);
         if constexpr (LSE)
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
@@ -75,7 +76,10 @@ extern "C" __global__ __launch_bounds__(WAVES * WAVE_SIZE, MIN_WAVES) void flash
     extern __shared__ __attribute__((aligned(1024))) char lds[];
     const Place place = find_place(p);
     Range range(p, place);
-    if constexpr (SPLIT) range.narrow(place.split, p.splits);
+    if constexpr (SPLIT) {
+        const unsigned splits = p.splits;
+        range.narrow(place.split, {splits, p.splits_reciprocal, p.splits_shift});
+    }
     Output out;
     State state;
     const int count = min(place.rows() - place.first_row, BLOCK_M);

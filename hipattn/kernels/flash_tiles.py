@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+from hipattn.compiler.occupancy import waves_per_simd
 from hipattn.compiler.target import ARCHS, NVIDIA_ARCHS, lds_limit, wave_size
 
-__all__ = ["FLAG_BYTES", "Tiles", "choose", "choose_decode"]
+__all__ = ["FLAG_BYTES", "Tiles", "choose", "choose_decode", "resident"]
 
 FLAG_BYTES = 16  # of local memory that the kernel takes beside the tiles
 _NVIDIA_TAKEN = 1024 + FLAG_BYTES  # of local memory, for a block, beside its tiles
@@ -86,11 +87,11 @@ def choose(arch: str, dtype: str, head_dim: int, value_dim: int) -> Tiles | None
 
 @lru_cache
 def choose_decode(
-    arch: str, dtype: str, head_dim: int, value_dim: int, rows: int, float8: bool = False
+    arch: str, dtype: str, head_dim: int, value_dim: int, rows: int, float8: bool = False, splits: int = 1
 ) -> Tiles | None:
     """Return how to divide attention of few queries, `rows` with those of all heads that read the same keys.
 
-    `float8`: keys and values are stored in 8 bits.
+    `float8`: keys and values are stored in 8 bits. `splits`: among how many blocks a sequence's keys are split.
 
     A wave takes the fewest rows that there is an instruction for. A block has no more waves than the rows need, as what
     keeps the memory busy are many blocks; or some that have no rows and only bring keys, where that is worth their
@@ -113,10 +114,21 @@ def choose_decode(
             row_waves //= 2
             tiles = _rdna_tiles(arch, head_dim, value_dim, waves, 16, row_waves)
     elif dtype != "float32" and arch in NVIDIA_ARCHS:
-        tiles = _nvidia_decode(arch, head_dim, value_dim, waves, float8)
+        tiles = _nvidia_decode(arch, head_dim, value_dim, waves, float8, splits)
     elif dtype == "float32" or arch in _NO_MATRICES:
         tiles = _fma(arch, head_dim, value_dim, rows) or _fma(arch, head_dim, value_dim)
     return tiles if tiles is not None and tiles.lds_bytes + FLAG_BYTES <= lds_limit(arch) else None
+
+
+def resident(arch: str, tiles: Tiles) -> int:
+    """Return for how many blocks a compute unit has room, if a lane has 256 registers.
+
+    Compute units are those that HIP counts: from gfx10 on, pairs that share local memory.
+    """
+    if arch in NVIDIA_ARCHS:
+        return max(1, min(_resident(arch, tiles), 8 // tiles.waves))
+    lds, threads = tiles.lds_bytes + FLAG_BYTES, tiles.waves * wave_size(arch)
+    return max(1, int(waves_per_simd(arch, threads=threads, vgprs=256, sgprs=100, lds=lds) * 4) // tiles.waves)
 
 
 def _cdna(arch: str, head_dim: int, value_dim: int) -> Tiles:
@@ -179,16 +191,21 @@ def _nvidia(arch: str, head_dim: int, value_dim: int) -> Tiles | None:
     return None
 
 
-def _nvidia_decode(arch: str, head_dim: int, value_dim: int, row_waves: int, float8: bool) -> Tiles:
+def _nvidia_decode(arch: str, head_dim: int, value_dim: int, row_waves: int, float8: bool, splits: int) -> Tiles:
     """For `row_waves` waves of rows. Blocks of a multiprocessor count most: without two of them it often waits."""
     largest = max(head_dim, value_dim)
     if not float8:
         # 32 KB of keys and values on the way, the fastest on an H100; so were the waves, which bring them together.
-        # More are slower: they come by way of L1, which has what local memory leaves.
-        waves, block_n, stages = (2, 128, 2) if largest <= 64 else (4, 64, 2) if largest <= 128 else (4, 16, 3)
-        ring = _nvidia_tiles(head_dim, value_dim, max(waves, row_waves), 16, block_n, stages=stages)
-        if _resident(arch, ring) >= 2:
-            return ring
+        # More are slower: they come by way of L1, which has what local memory leaves. Smaller tiles begin and end a
+        # walk sooner, which counts where several blocks share the keys; a long walk takes 1 % longer with them, and
+        # with heads of 64, 20 %.
+        rings = [(2, 128, 2), (4, 64, 3)]
+        if largest > 64:
+            rings = [(4, 64, 2), (4, 32, 3)] if largest <= 128 else [(4, 16, 3)]
+        for waves, block_n, stages in rings if splits < 4 else rings[-1:]:
+            ring = _nvidia_tiles(head_dim, value_dim, max(waves, row_waves), 16, block_n, stages=stages)
+            if _resident(arch, ring) >= 2:
+                return ring
     block_n = 64 if largest <= 128 else 32
     choices = [_nvidia_tiles(head_dim, value_dim, waves, 16, block_n, float8=float8) for waves in (1, 2, 4)]
     enough = [tiles for tiles in choices if tiles.waves >= row_waves and _resident(arch, tiles)]

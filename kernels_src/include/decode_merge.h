@@ -32,12 +32,11 @@ struct MergedRow {
 // Writes ROWS rows, of which `count` exist. With weights w = 2^(lse - max):
 //     out = sum w part / sum w, and the logarithm to base 2 of the row's total is log2(sum w) + max
 // A wave takes them, WIDTH columns a lane, and adds in the order of the parts: the same, whichever block is last. The
-// maximum is that of the parts so far, so that all of a part comes from memory at once, and 16 / ROWS parts.
-template <int ROWS>
+// maximum is that of the parts so far, so that all of a part comes from memory at once, and AT_ONCE parts.
+template <int AT_ONCE, int ROWS>
 __device__ inline void merge(MergedRow (&rows)[ROWS], int count, int splits) {
     constexpr int MOST = VALUE_DIM / WAVE_SIZE, WIDTH = VALUE_DIM % 4 == 0 && MOST >= 4 ? 4
                                                         : VALUE_DIM % 2 == 0 && MOST >= 2 ? 2 : 1;
-    constexpr int AT_ONCE = 16 / ROWS;
     for (int first = 0; first < VALUE_DIM; first += WAVE_SIZE * WIDTH) {
         const int column = first + lane_index() * WIDTH;
         const bool mine = column < VALUE_DIM;

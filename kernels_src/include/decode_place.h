@@ -2,6 +2,7 @@
 // of one of the GROUP heads that read the same keys, a query's heads side by side: one walk over the keys serves all.
 #pragma once
 
+#include "division.h"
 #include "flash_block.h"
 
 // Rows of q, from the block's first on.
@@ -58,8 +59,8 @@ __device__ inline Place find_place(const FlashDecodeParams& p) {
     const unsigned row_tiles = p.row_tiles, groups = p.groups;
     place.first_row = 0;
     if (row_tiles > 1) place.first_row = rest % row_tiles * BLOCK_M, rest /= row_tiles;  // a division takes long
-    const int group = rest % groups;
-    place.b = rest / groups;
+    place.b = Divisor{groups, p.groups_reciprocal, p.groups_shift}.divide(rest);
+    const int group = rest - place.b * groups;
     place.split = SPLIT ? blockIdx.y : 0;
     place.h = group * GROUP;
     place.seq_q = p.seq_q;

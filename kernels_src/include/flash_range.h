@@ -1,6 +1,8 @@
 // Which tiles of keys a block visits: those that a row of it sees. Params and Place are the kernel's.
 #pragma once
 
+#include "division.h"
+
 struct Range {
     int end;  // past the last tile
 
@@ -23,8 +25,8 @@ struct Range {
     }
 
     // Leaves part `part` of `parts` of the tiles, which differ by one at most: the first have the more.
-    __device__ void narrow(unsigned part, unsigned parts) {
-        const unsigned count = max(0, end - start), each = count / parts, more = count % parts;
+    __device__ void narrow(unsigned part, const Divisor& parts) {
+        const unsigned count = max(0, end - start), each = parts.divide(count), more = count - each * parts.number;
         start += each * part + min(part, more);
         end = start + each + (part < more);
     }

@@ -9,25 +9,41 @@ __device__ inline unsigned shared_address(const void* at) {
     return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
-// There is no other copy of fewer than 16 bytes than by way of L1.
-template <int BYTES, bool THROUGH_L1>
-constexpr bool CAN_COPY = BYTES == 16 || (THROUGH_L1 && (BYTES == 8 || BYTES == 4));
+// By which caches a copy goes. BY_L2 is for 16 bytes only; what is STREAMED goes by both levels, and is the first to
+// leave the second.
+enum Caching { BY_L2, BY_L1, STREAMED };
+template <int BYTES, Caching CACHING>
+constexpr bool CAN_COPY = BYTES == 16 || (CACHING != BY_L2 && (BYTES == 8 || BYTES == 4));
+
+__device__ inline unsigned long long first_to_leave() {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 
 // Starts to copy BYTES to shared memory; both addresses are multiples of BYTES.
-template <int BYTES, bool THROUGH_L1>
+template <int BYTES, Caching CACHING>
 __device__ inline void copy_async(unsigned to, const void* from) {
-    static_assert(CAN_COPY<BYTES, THROUGH_L1>);
-    if constexpr (THROUGH_L1)
+    static_assert(CAN_COPY<BYTES, CACHING>);
+    if constexpr (CACHING == STREAMED)
+        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES),
+                     "l"(first_to_leave())
+                     : "memory");
+    else if constexpr (CACHING == BY_L1)
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
     else
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
 }
 // Writes zeros if what is to be copied does not exist: it is not read then.
-template <int BYTES, bool THROUGH_L1>
+template <int BYTES, Caching CACHING>
 __device__ inline void copy_async(unsigned to, const void* from, bool exists) {
-    static_assert(CAN_COPY<BYTES, THROUGH_L1>);
+    static_assert(CAN_COPY<BYTES, CACHING>);
     const int read = exists ? BYTES : 0;
-    if constexpr (THROUGH_L1)
+    if constexpr (CACHING == STREAMED)
+        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3, %4;" ::"r"(to), "l"(from), "n"(BYTES),
+                     "r"(read), "l"(first_to_leave())
+                     : "memory");
+    else if constexpr (CACHING == BY_L1)
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(read)
                      : "memory");
     else

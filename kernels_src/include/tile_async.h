@@ -8,20 +8,20 @@
 
 using Eight = Vec<scalar, 8>;
 
-// Whether copies go by way of the first level of the caches. It asks the second for whole lines at a time, and DRAM
-// gives 4 % more (H100); but what is in the second level already comes more slowly.
+// The first level of the caches asks the second for whole lines at a time, and DRAM gives 4 % more (H100); but what is
+// in the second level already comes more slowly. Streamed, what is read once does not take the place of the rest.
 #ifdef RING
 template <class T>
-constexpr bool THROUGH_L1 = true;
+constexpr Caching CACHING = STREAMED;
 #else
 template <class T>
-constexpr bool THROUGH_L1 = sizeof(T) == 1;  // of eight bytes there is no other copy
+constexpr Caching CACHING = sizeof(T) == 1 ? STREAMED : BY_L2;  // of eight bytes there is no copy BY_L2
 #endif
 
 // Copies eight elements.
 template <class T, class... Exists>
 __device__ inline void copy_eight(unsigned to, const T* from, Exists... exists) {
-    copy_async<8 * sizeof(T), THROUGH_L1<T>>(to, from, exists...);
+    copy_async<8 * sizeof(T), CACHING<T>>(to, from, exists...);
 }
 
 // Elements column .. column + 7 of a row, zeros from DIM on, one by one: for rows of which no copy can read eight.
@@ -56,7 +56,7 @@ public:
         int of[RUNS];
     };
     __device__ Pages find(int first) const {
-        Pages pages;
+        Pages pages = {};
         if constexpr (WHOLE && Rows::PAGES)
             if (first + ROWS <= rows)
 #pragma unroll

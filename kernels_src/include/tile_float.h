@@ -23,7 +23,7 @@ constexpr bool ASYNC = sizeof(cache_scalar) == 4;
 // want them.
 template <int BYTES>
 __device__ inline void start_copy(float* lds, const void* from, bool exists) {
-    copy_async<BYTES, (BYTES < 16)>(shared_address(lds), from, exists);
+    copy_async<BYTES, (BYTES < 16 ? BY_L1 : BY_L2)>(shared_address(lds), from, exists);
 }
 __device__ inline void await_copies() { wait_for_copies(); }
 #else

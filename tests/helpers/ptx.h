@@ -39,9 +39,10 @@ __device__ inline unsigned shared_address(const void* at) {
 __device__ inline char* shared_pointer(unsigned address) { return shared_memory() + address; }
 __device__ inline bool aligned(const void* at, int bytes) { return reinterpret_cast<unsigned long long>(at) % bytes == 0; }
 
-template <int BYTES, bool THROUGH_L1>
+enum Caching { BY_L2, BY_L1, STREAMED };
+template <int BYTES, Caching CACHING>
 __device__ inline void copy_async(unsigned to, const void* from, bool exists = true) {
-    static_assert(BYTES == 16 || (THROUGH_L1 && (BYTES == 8 || BYTES == 4)));
+    static_assert(BYTES == 16 || (CACHING != BY_L2 && (BYTES == 8 || BYTES == 4)));
     Pending& all = pending();
     const int which = ++all.last[threadIdx.x];
     require(which < Pending::MOST && aligned(shared_pointer(to), BYTES) && aligned(from, BYTES));

@@ -52,6 +52,7 @@ def stream(stages: int, monkeypatch: pytest.MonkeyPatch, _fresh_plans: None) -> 
         value_dim: int,
         rows: int,
         float8: bool = False,
+        splits: int = 1,
     ) -> Tiles:
         largest = max(head_dim, value_dim)
         waves, block_n = 4 if rows > 32 and largest <= 128 and stages < 3 else 2, 32 if largest <= 64 else 16
